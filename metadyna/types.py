@@ -1,0 +1,141 @@
+"""The vocabulary: what flows between environments, agents, models and learners.
+
+Three kinds of values exist in this library. *Settings* are frozen dataclasses: hashable, both the configuration
+and the part. *Weights* are Equinox modules whose every leaf is an array. *State* is a NamedTuple of arrays.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+Task = TypeVar("Task")
+"""A pytree of arrays that fixes one MDP of a family: a goal, masses, a maze."""
+
+EnvState = TypeVar("EnvState")
+PyTree = Any
+Metrics = dict[str, Array]
+"""Scalars by name, `group/quantity`."""
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """A vector of integers; component k lies in [0, sizes[k]). An action space has one component."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one element."""
+        return (len(self.sizes),)
+
+
+@dataclass(frozen=True)
+class Box:
+    """An array of floats of one shape, every entry in [low, high]."""
+
+    shape: tuple[int, ...]
+    low: float = -float("inf")
+    high: float = float("inf")
+
+
+Space = Discrete | Box
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a system must know of an environment before the first step.
+
+    `horizon` is the longest episode in steps. `num_problems` and `instruction` belong to families in which a task is
+    a hidden problem (numbered, for systems that may look at the number during meta-training) and a visible
+    instruction; both are None elsewhere.
+    """
+
+    observation: Space
+    action: Space
+    horizon: int
+    num_problems: int | None = None
+    instruction: Discrete | None = None
+
+
+class TimeStep(NamedTuple):
+    """What an agent may see at time t.
+
+    `reward` is paid on arriving here (0 at a reset). `discount` is 0 where the MDP terminated, else 1. `first`: an
+    episode begins, carries reset here. `last`: the episode stops here, for whatever reason. `prev_action` is the
+    action that led here, -1 (or zeros) at a reset.
+    """
+
+    obs: Array
+    reward: Float[Array, "*batch"]
+    discount: Float[Array, "*batch"]
+    first: Bool[Array, "*batch"]
+    last: Bool[Array, "*batch"]
+    prev_action: Array
+
+
+class Transition(NamedTuple):
+    """Experience, time-major [T, B, ...]; real and imagined alike.
+
+    `discount` is 0 only where the MDP terminated and 1 at a time limit, so a truncated step is `last` with
+    `discount` 1; γ is applied by the learner. `next_obs` is the true successor, never the observation after a reset.
+    Where a collector pads an episode to a fixed length, the steps after the first `last` are padding
+    (`rollout.valid_steps`). `extras` is what the policy noted: log-probabilities, values, carries.
+    """
+
+    obs: Array
+    action: Array
+    reward: Float[Array, "*batch"]
+    discount: Float[Array, "*batch"]
+    next_obs: Array
+    last: Bool[Array, "*batch"]
+    extras: PyTree = ()
+
+
+class Env(Protocol):
+    """A family of MDPs in pure JAX: one copy, one task; `vmap` makes the batch."""
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Spaces and horizon."""
+        ...
+
+    def reset(self, task: Any, key: PRNGKeyArray) -> tuple[Any, TimeStep]:
+        """Start an episode of `task`."""
+        ...
+
+    def step(self, task: Any, state: Any, action: Array, key: PRNGKeyArray) -> tuple[Any, TimeStep]:
+        """Take one step. Stepping past `last` is allowed and meaningless; collectors mask it."""
+        ...
+
+
+class TaskDistribution(Protocol):
+    """Where tasks come from; train and test are two distributions."""
+
+    def sample(self, key: PRNGKeyArray) -> Any:
+        """Draw one task."""
+        ...
+
+    def enumerate(self) -> Any:
+        """Every task of a finite split once, stacked [N]."""
+        ...
+
+
+class Family(NamedTuple):
+    """A named benchmark: one environment and its train and test tasks.
+
+    `references` maps a name (`optimal`, `walking`, `random`) to the mean undiscounted return of that policy over the
+    test split, computed exactly.
+    """
+
+    name: str
+    env: Env
+    train: TaskDistribution
+    test: TaskDistribution
+    references: Any
+
+
+ActFn = Any
+"""`act(params, carry, timestep, key) -> (action, carry, extras)` for one copy of the environment."""
+
+Index = Int[Array, "*batch"]
