@@ -7,6 +7,7 @@ and the part. *Weights* are Equinox modules whose every leaf is an array. *State
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 Task = TypeVar("Task")
@@ -14,7 +15,21 @@ Task = TypeVar("Task")
 
 EnvState = TypeVar("EnvState")
 PyTree = Any
-Metrics = dict[str, Array]
+
+
+class Average(NamedTuple):
+    """A mean in two parts, so that means of unequal, even empty, groups combine exactly."""
+
+    total: Array
+    count: Array
+
+    @staticmethod
+    def of(values: Array) -> "Average":
+        """The mean of all entries."""
+        return Average(jnp.sum(values, dtype=jnp.float32), jnp.int32(jnp.size(values)))
+
+
+Metrics = dict[str, Average]
 """Scalars by name, `group/quantity`."""
 
 

@@ -1,0 +1,161 @@
+"""Deep Q-learning: double, dueling, with a target network (van Hasselt et al. 2016; Wang et al. 2016)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from metadyna.settings import check_ranges
+from metadyna.types import Average, Metrics
+
+LossFn = Callable[[Any], tuple[Array, dict[str, Array]]]
+UpdateFn = Callable[[Any, PRNGKeyArray], tuple[Any, dict[str, Array]]]
+
+
+class Learner(NamedTuple):
+    """A network that is trained against a slow copy of itself."""
+
+    weights: Any
+    target: Any
+    optimiser: optax.OptState
+    updates: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class DDQN:
+    """Schedule of one Q-learner. Steps are environment steps of the agent that owns it."""
+
+    learning_rate: float = 1e-4
+    """Adam's step size."""
+    gradient_clip: float = 10.0
+    """Largest global L2 norm of a gradient."""
+    discount: float = 0.99
+    """γ per step."""
+    batch: int = 32
+    """Items (episodes, or transitions) per update."""
+    update_every: int = 4
+    """Environment steps per update, once warm."""
+    warmup: int = 500
+    """Episodes collected before the first update."""
+    target_period: int = 5_000
+    """Environment steps between moves of the target network."""
+    target_rate: float = 1.0
+    """How far the target moves towards the weights: 1 copies them, less is a Polyak average."""
+    epsilon_start: float = 1.0
+    """Probability of a random action at the first step."""
+    epsilon_end: float = 0.01
+    """Probability of a random action once annealed."""
+    epsilon_steps: int = 250_000
+    """Environment steps over which epsilon falls linearly."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            learning_rate="(0, 1]",
+            gradient_clip="(0, inf]",
+            discount="[0, 1]",
+            batch="[1, 65536]",
+            update_every="[1, inf)",
+            warmup="[0, inf)",
+            target_period="[1, inf)",
+            target_rate="(0, 1]",
+            epsilon_start="[0, 1]",
+            epsilon_end="[0, 1]",
+            epsilon_steps="[1, inf)",
+        )
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """Adam on clipped gradients."""
+        return optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(self.learning_rate))
+
+    def init(self, weights: Any) -> Learner:
+        """Start with the target equal to the weights."""
+        # A copy, so that no buffer is shared when the state is donated.
+        target = jax.tree.map(jnp.copy, weights)
+        return Learner(weights, target, self.optimiser.init(weights), jnp.int32(0))
+
+    def epsilon(self, steps: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """Exploration rate after `steps` actions."""
+        slope = (self.epsilon_start - self.epsilon_end) / self.epsilon_steps
+        return jnp.maximum(self.epsilon_end, self.epsilon_start - slope * steps)
+
+    def updates_due(
+        self, before: Int[Array, ""], after: Int[Array, ""], episodes: Int[Array, ""]
+    ) -> Int[Array, ""]:
+        """Updates owed for the environment steps from `before` to `after`; none until warm."""
+        due = after // self.update_every - before // self.update_every
+        return jnp.where(episodes >= self.warmup, due, 0)
+
+    def descend(self, learner: Learner, loss: LossFn) -> tuple[Learner, dict[str, Array]]:
+        """One optimiser step on `loss(weights) -> (scalar, metrics)`; moves the target where its period is over."""
+        gradients, metrics = jax.grad(loss, has_aux=True)(learner.weights)
+        changes, optimiser = self.optimiser.update(gradients, learner.optimiser)
+        weights = optax.apply_updates(learner.weights, changes)
+        updates = learner.updates + 1
+        period = max(1, self.target_period // self.update_every)
+        target = jax.lax.cond(
+            updates % period == 0,
+            lambda: optax.incremental_update(weights, learner.target, self.target_rate),
+            lambda: learner.target,
+        )
+        return Learner(weights, target, optimiser, updates), metrics
+
+
+def repeat_updates(
+    update: UpdateFn, learner: Learner, times: Int[Array, ""], key: PRNGKeyArray
+) -> tuple[Learner, Metrics]:
+    """Apply `update(learner, key)` a number of times that is only known at run time; average its metrics."""
+
+    def again(i: Array, state: tuple[Learner, dict[str, Array]]) -> tuple[Learner, dict[str, Array]]:
+        learner, totals = state
+        learner, metrics = update(learner, jax.random.fold_in(key, i))
+        return learner, jax.tree.map(jnp.add, totals, metrics)
+
+    shapes = jax.eval_shape(update, learner, key)[1]
+    totals = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    learner, totals = jax.lax.fori_loop(0, times, again, (learner, totals))
+    return learner, {name: Average(total, times) for name, total in totals.items()}
+
+
+def greedy_or_random(
+    values: Float[Array, "actions"], epsilon: Float[Array, ""], key: PRNGKeyArray
+) -> Int[Array, ""]:
+    """Take the best action, or with probability ε a uniformly random one."""
+    k_coin, k_action = jax.random.split(key)
+    random = jax.random.randint(k_action, (), 0, values.shape[-1])
+    return jnp.where(jax.random.uniform(k_coin) < epsilon, random, jnp.argmax(values))
+
+
+def double_q_target(
+    reward: Float[Array, "*batch"],
+    discount: Float[Array, "*batch"],
+    next_online: Float[Array, "*batch actions"],
+    next_target: Float[Array, "*batch actions"],
+) -> Float[Array, "*batch"]:
+    """r + γ Q_target(s', argmax_a Q_online(s', a)); `discount` is γ, or 0 where the MDP terminated.
+
+    van Hasselt et al. 2016, eq. 4.
+    """
+    best = jnp.argmax(next_online, axis=-1, keepdims=True)
+    return reward + discount * jnp.take_along_axis(next_target, best, axis=-1)[..., 0]
+
+
+def td_loss(
+    values: Float[Array, "*batch actions"],
+    action: Int[Array, "*batch"],
+    target: Float[Array, "*batch"],
+    valid: Bool[Array, "*batch"],
+) -> Float[Array, ""]:
+    """Mean squared temporal-difference error over the valid steps; no gradient flows into `target`."""
+    chosen = jnp.take_along_axis(values, action[..., None], axis=-1)[..., 0]
+    return masked_mean((chosen - jax.lax.stop_gradient(target)) ** 2, valid)
+
+
+def masked_mean(values: Float[Array, "*batch"], valid: Bool[Array, "*batch"]) -> Float[Array, ""]:
+    """Mean over the entries where `valid`; 0 if there are none."""
+    return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)

@@ -1,0 +1,187 @@
+"""Figures from the metrics of finished runs, in one look: no pyplot, no global state, nothing but the data."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from metadyna import stats
+from metadyna.errors import UserError
+from metadyna.log import read_metrics
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito 2008: distinct with every common form of colour blindness."""
+
+_INK = "#222222"
+_FAINT = "#8A8A8A"
+_FONT_SIZE = 10
+_LABEL_HEIGHT = 1.35 * _FONT_SIZE
+"""Height that one line of text needs, in points."""
+
+Curve = tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]
+"""Environment steps, ascending, and the values there: one seed."""
+
+
+def learning_curves(
+    arms: Mapping[str, Sequence[Path]],
+    out: Path,
+    metric: str = "eval/return",
+    references: Mapping[str, float] | None = None,
+    title: str = "",
+    xlabel: str = "environment steps",
+    ylabel: str = "return",
+) -> None:
+    """Draw a metric over environment steps, one colour per arm, into the file `out` (.png, .pdf or .svg).
+
+    An arm is a list of run folders; a run that logs lists has one seed per entry. Thick: mean over seeds. Band: 95%
+    bootstrap interval of the mean, over the steps that all seeds have reached. Thin: the seeds. `references` are
+    levels to compare with. Raises UserError if a run lacks the metric.
+    """
+    figure, axes = _figure(title, xlabel, ylabel)
+    for index, (name, folders) in enumerate(arms.items()):
+        curves = [curve for folder in folders for curve in _curves(Path(folder), metric)]
+        colour, style = PALETTE[index % len(PALETTE)], ("-", "--", ":")[index // len(PALETTE) % 3]
+        for steps, values in curves:
+            axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
+        steps, values = _on_common_steps(name, curves)
+        label = f"{name} ({_count(len(curves))})"
+        axes.plot(steps, values.mean(axis=0), style, color=colour, linewidth=2, label=label, zorder=3)
+        low, high = stats.bootstrap_band(values)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.margins(x=0)
+    _finish(figure, axes, references or {}, out)
+
+
+def bars(
+    arms: Mapping[str, Sequence[float]],
+    out: Path,
+    references: Mapping[str, float] | None = None,
+    title: str = "",
+    ylabel: str = "return",
+) -> None:
+    """Draw the mean of each arm's final values (one per seed) as a bar into the file `out`.
+
+    The whisker is the 95% bootstrap interval of the mean, absent for a single seed; the dots are the seeds.
+    """
+    figure, axes = _figure(title, "", ylabel)
+    for position, values in enumerate(arms.values()):
+        colour = PALETTE[position % len(PALETTE)]
+        axes.bar(position, stats.mean(values), width=0.6, color=colour, alpha=0.55, linewidth=0)
+        offsets = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
+        axes.scatter(position + offsets, values, s=14, color=colour, edgecolors="white", linewidths=0.4, zorder=3)
+        if len(values) > 1:
+            axes.vlines(position, *stats.bootstrap_interval(values, stats.mean), color=_INK, linewidth=1.6, zorder=4)
+    names = [f"{textwrap.fill(name, 16)}\n({_count(len(values))})" for name, values in arms.items()]
+    axes.set_xticks(range(len(names)), names)
+    axes.tick_params(axis="x", length=0)
+    axes.axhline(0, color=_INK, linewidth=0.8)
+    _finish(figure, axes, references or {}, out)
+
+
+def _curves(folder: Path, metric: str) -> list[Curve]:
+    """Curves of the seeds in one run folder."""
+    rows = [row for row in read_metrics(folder) if metric in row]
+    if not rows:
+        raise UserError(f"no metric '{metric}' in {folder}; it has: {', '.join(_metric_names(folder))}")
+    steps = np.array([row["step"] for row in rows], dtype=np.float64)
+    values = np.array([np.atleast_1d(row[metric]) for row in rows], dtype=np.float64)
+    return [(steps, seed) for seed in values.T]
+
+
+def _metric_names(folder: Path) -> list[str]:
+    """Metrics that a run has logged."""
+    return sorted({name for row in read_metrics(folder) for name in row} - {"step"})
+
+
+def _on_common_steps(
+    name: str, curves: Sequence[Curve]
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, "runs points"]]:
+    """Interpolate the seeds at every step that one of them logged and all of them cover."""
+    if not curves:
+        raise UserError(f"the arm '{name}' has no runs; give at least one run folder")
+    begin, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    if begin > end:
+        raise UserError(f"the runs of '{name}' share no steps; give runs that were logged over one range of steps")
+    logged = np.unique(np.concatenate([steps for steps, _ in curves]))
+    common = logged[(logged >= begin) & (logged <= end)]
+    return common, np.stack([np.interp(common, steps, values) for steps, values in curves])
+
+
+def _count(num_seeds: int) -> str:
+    """Number of seeds in words."""
+    return f"{num_seeds} seed" if num_seeds == 1 else f"{num_seeds} seeds"
+
+
+def _figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Empty axes: two spines, a faint grid for reading values, text in one size."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=_FONT_SIZE + 2, color=_INK, pad=10)
+    axes.set_xlabel(xlabel, fontsize=_FONT_SIZE, color=_INK)
+    axes.set_ylabel(ylabel, fontsize=_FONT_SIZE, color=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=_FONT_SIZE - 1, colors=_INK)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Axes, references: Mapping[str, float], out: Path) -> None:
+    """Add what depends on the final limits, and write the file."""
+    for value in references.values():
+        axes.axhline(value, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=_FONT_SIZE - 1)
+    _label_references(figure, axes, references)
+    out = Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=200)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; choose another file") from error
+
+
+def _label_references(figure: Figure, axes: Axes, references: Mapping[str, float]) -> None:
+    """Name each reference line in the right margin, moved apart where lines are close."""
+    if not references:
+        return
+    figure.draw_without_rendering()  # the layout fixes the height of the axes, which spacing is measured in
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    height = axes.get_window_extent().height * 72 / figure.dpi
+    ordered = sorted(references.items(), key=lambda reference: reference[1])
+    lines = [(value - low) / (high - low) for _, value in ordered]
+    for (name, _), line, label in zip(ordered, lines, _spread(lines, _LABEL_HEIGHT / height), strict=True):
+        axes.annotate(
+            name,
+            xy=(1, line),
+            xytext=(1.035, label),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            fontsize=_FONT_SIZE - 1,
+            color=_FAINT,
+            arrowprops={"arrowstyle": "-", "color": _FAINT, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 0},
+        )
+
+
+def _spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Move ascending positions apart to at least `gap`, each group of neighbours staying centred on its mean."""
+    groups: list[list[float]] = []
+    for position in positions:
+        groups.append([position])
+        while len(groups) > 1 and _first(groups[-1], gap) < _first(groups[-2], gap) + gap * len(groups[-2]):
+            crowded = groups.pop()
+            groups[-1] += crowded
+    return [_first(group, gap) + gap * rank for group in groups for rank in range(len(group))]
+
+
+def _first(group: Sequence[float], gap: float) -> float:
+    """Lowest place of a group that is laid out around its mean."""
+    return sum(group) / len(group) - gap * (len(group) - 1) / 2

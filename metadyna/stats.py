@@ -1,0 +1,111 @@
+"""Statistics over seeds and tasks: means, interquartile means, and how far to trust them.
+
+Scores are arrays [runs] or [runs, tasks]. A NaN (a run that diverged) makes every statistic NaN; nothing is dropped.
+Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", section 4.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+Scores = Float[np.ndarray, " runs"] | Float[np.ndarray, "runs tasks"]
+Statistic = Callable[[np.ndarray], float]
+
+
+class Difference(NamedTuple):
+    """Mean difference between paired runs, with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean(values: np.ndarray | Sequence[float]) -> float:
+    """Mean over all runs and tasks."""
+    return float(np.mean(values))
+
+
+def iqm(values: np.ndarray | Sequence[float]) -> float:
+    """Interquartile mean over all runs and tasks: the mean of what is left without the lowest and highest quarter.
+
+    A quarter is rounded down to whole scores, as in the authors' rliable; below four scores it is the mean.
+    """
+    scores = np.asarray(values, dtype=np.float64).ravel()
+    if np.isnan(scores).any():
+        return float("nan")  # sorting would put a diverged run among the highest quarter, and drop it
+    cut = len(scores) // 4
+    return float(np.sort(scores)[cut : len(scores) - cut].mean())
+
+
+def bootstrap_interval(
+    values: np.ndarray | Sequence[float],
+    statistic: Statistic = iqm,
+    level: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (low, high) of a statistic of scores [runs] or [runs, tasks].
+
+    Runs are drawn with replacement, independently within each task (stratified). Expect it to be too narrow below
+    about ten runs; one run says nothing about the others, so its interval is (nan, nan).
+    """
+    scores = _checked(values)
+    if len(scores) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(len(scores), size=(samples, *scores.shape))
+    estimates = [statistic(np.take_along_axis(scores, draw, axis=0)) for draw in draws]
+    return _percentiles(np.asarray(estimates), level)
+
+
+def paired_difference(
+    a: np.ndarray | Sequence[float],
+    b: np.ndarray | Sequence[float],
+    level: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """Mean of a - b and its bootstrap interval, where run i of both shares a seed (and task j of both is one task).
+
+    Pairing removes what the seeds have in common; an interval without 0 says that the arms differ. Raises ValueError
+    if the shapes differ.
+    """
+    first, second = _checked(a), _checked(b)
+    if first.shape != second.shape:
+        raise ValueError(f"paired scores need one shape, got {first.shape} and {second.shape}")
+    difference = first - second
+    return Difference(mean(difference), *bootstrap_interval(difference, mean, level, samples, seed))
+
+
+def bootstrap_band(
+    curves: Float[np.ndarray, "runs points"], level: float = 0.95, samples: int = 2000, seed: int = 0
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """Pointwise percentile bootstrap interval (low, high) of the mean curve; whole runs are drawn.
+
+    With one run, the band is NaN everywhere.
+    """
+    num_runs = len(curves)
+    if num_runs < 2:
+        nothing = np.full(curves.shape[1], np.nan)
+        return nothing, nothing
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=samples)
+    means = counts @ curves / num_runs
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+def _checked(values: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Scores as an array; raises ValueError unless it is [runs] or [runs, tasks] and not empty."""
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim not in (1, 2) or scores.size == 0:
+        raise ValueError(f"scores must be [runs] or [runs, tasks] and not empty, got shape {scores.shape}")
+    return scores
+
+
+def _percentiles(estimates: np.ndarray, level: float) -> tuple[float, float]:
+    """Interval that holds the middle `level` of the estimates."""
+    low, high = np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
