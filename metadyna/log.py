@@ -1,5 +1,6 @@
 """What a run says while it runs: metrics.jsonl (the source of truth), TensorBoard events, a progress line."""
 
+import contextlib
 import json
 import os
 import sys
@@ -18,6 +19,8 @@ from metadyna.errors import UserError
 METRICS_FILE = "metrics.jsonl"
 PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines where there is no terminal."""
+
+_YEAR = 365 * 24 * 3600.0
 
 
 class RunLog:
@@ -55,8 +58,9 @@ class RunLog:
             raise _unwritable(self._path, error) from error
 
     def close(self) -> None:
-        """Flush and close both files."""
-        self._file.close()
+        """Close both files."""
+        with contextlib.suppress(OSError):  # `write` has flushed; what the disk refused, it has reported
+            self._file.close()
         self._events.close()
 
     def __enter__(self) -> "RunLog":
@@ -190,8 +194,10 @@ def _bar() -> RichProgress:
 
 
 def _duration(seconds: float) -> str:
-    """Duration such as 53s, 1m53s, 2h05m."""
-    minutes, seconds = divmod(round(min(seconds, 1e9)), 60)
+    """Duration such as 53s, 1m53s, 2h05m; "unknown" beyond a year, where nothing has moved yet."""
+    if seconds > _YEAR:
+        return "unknown"
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours}h{minutes:02d}m"

@@ -53,9 +53,7 @@ class MLP(eqx.Module):
     activation: Callable = eqx.field(static=True)
 
     @staticmethod
-    def create(
-        widths: Sequence[int], key: PRNGKeyArray, activation: Callable[[Array], Array] = jax.nn.relu
-    ) -> "MLP":
+    def create(widths: Sequence[int], key: PRNGKeyArray, activation: Callable[[Array], Array] = jax.nn.relu) -> "MLP":
         """Build from the list of widths, inputs and outputs included."""
         keys = jax.random.split(key, len(widths) - 1)
         layers = tuple(Linear.create(i, o, k) for i, o, k in zip(widths[:-1], widths[1:], keys, strict=True))

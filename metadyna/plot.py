@@ -3,10 +3,12 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -18,13 +20,19 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito 2008: distinct with every common form of colour blindness."""
 
 _INK = "#222222"
-_FAINT = "#8A8A8A"
+_FAINT = "#707070"
 _FONT_SIZE = 10
 _LABEL_HEIGHT = 1.35 * _FONT_SIZE
 """Height that one line of text needs, in points."""
+_LEGEND_CHARACTERS = 100
+"""Characters of legend text that fit beside each other below the figure."""
 
-Curve = tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]
-"""Environment steps, ascending, and the values there: one seed."""
+
+class _Curve(NamedTuple):
+    """One seed: environment steps, ascending, and the values there."""
+
+    steps: Float[np.ndarray, " points"]
+    values: Float[np.ndarray, " points"]
 
 
 def learning_curves(
@@ -59,7 +67,7 @@ def learning_curves(
 
 
 def bars(
-    arms: Mapping[str, Sequence[float]],
+    arms: Mapping[str, np.ndarray | Sequence[float]],
     out: Path,
     references: Mapping[str, float] | None = None,
     title: str = "",
@@ -72,26 +80,28 @@ def bars(
     figure, axes = _figure(title, "", ylabel)
     for position, values in enumerate(arms.values()):
         colour = PALETTE[position % len(PALETTE)]
-        axes.bar(position, stats.mean(values), width=0.6, color=colour, alpha=0.55, linewidth=0)
-        offsets = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
-        axes.scatter(position + offsets, values, s=14, color=colour, edgecolors="white", linewidths=0.4, zorder=3)
+        axes.bar(position, stats.mean(values), width=0.6, color=_tint(colour), linewidth=0)
+        beside = position + np.linspace(0.08, 0.24, len(values))  # the dots stay clear of the whisker
+        axes.scatter(beside, values, s=14, color=colour, edgecolors="white", linewidths=0.4, zorder=3)
         if len(values) > 1:
-            axes.vlines(position, *stats.bootstrap_interval(values, stats.mean), color=_INK, linewidth=1.6, zorder=4)
+            interval = stats.bootstrap_interval(values, stats.mean)
+            axes.vlines(position, *interval, color=_INK, linewidth=1.6, zorder=4)
     names = [f"{textwrap.fill(name, 16)}\n({_count(len(values))})" for name, values in arms.items()]
     axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.7, len(names) - 0.3)
     axes.tick_params(axis="x", length=0)
     axes.axhline(0, color=_INK, linewidth=0.8)
     _finish(figure, axes, references or {}, out)
 
 
-def _curves(folder: Path, metric: str) -> list[Curve]:
+def _curves(folder: Path, metric: str) -> list[_Curve]:
     """Curves of the seeds in one run folder."""
     rows = [row for row in read_metrics(folder) if metric in row]
     if not rows:
         raise UserError(f"no metric '{metric}' in {folder}; it has: {', '.join(_metric_names(folder))}")
     steps = np.array([row["step"] for row in rows], dtype=np.float64)
     values = np.array([np.atleast_1d(row[metric]) for row in rows], dtype=np.float64)
-    return [(steps, seed) for seed in values.T]
+    return [_Curve(steps, seed) for seed in values.T]
 
 
 def _metric_names(folder: Path) -> list[str]:
@@ -100,7 +110,7 @@ def _metric_names(folder: Path) -> list[str]:
 
 
 def _on_common_steps(
-    name: str, curves: Sequence[Curve]
+    name: str, curves: Sequence[_Curve]
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, "runs points"]]:
     """Interpolate the seeds at every step that one of them logged and all of them cover."""
     if not curves:
@@ -116,6 +126,11 @@ def _on_common_steps(
 def _count(num_seeds: int) -> str:
     """Number of seeds in words."""
     return f"{num_seeds} seed" if num_seeds == 1 else f"{num_seeds} seeds"
+
+
+def _tint(colour: str) -> np.ndarray:
+    """Light, opaque shade of a colour; a transparent one would let the grid shine through."""
+    return 1 - 0.55 * (1 - np.array(to_rgb(colour)))
 
 
 def _figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -137,7 +152,9 @@ def _finish(figure: Figure, axes: Axes, references: Mapping[str, float], out: Pa
     for value in references.values():
         axes.axhline(value, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=_FONT_SIZE - 1)
+        longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
+        columns = max(1, _LEGEND_CHARACTERS // (longest + 8))  # a line and its spacing take 8 characters
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=_FONT_SIZE - 1)
     _label_references(figure, axes, references)
     out = Path(out)
     try:

@@ -33,15 +33,11 @@ class DeviceCollector:
         return play(act, params, carry, tasks, keys)
 
     def _episode(self, act: ActFn, params: Any, carry: Any, task: Any, key: PRNGKeyArray) -> Transition:
-        def step(
-            state: tuple[Any, TimeStep, Any], keys: Array
-        ) -> tuple[tuple[Any, TimeStep, Any], Transition]:
+        def step(state: tuple[Any, TimeStep, Any], keys: Array) -> tuple[tuple[Any, TimeStep, Any], Transition]:
             env_state, timestep, carry = state
             action, carry, extras = act(params, carry, timestep, keys[0])
             env_state, after = self.env.step(task, env_state, action, keys[1])
-            transition = Transition(
-                timestep.obs, action, after.reward, after.discount, after.obs, after.last, extras
-            )
+            transition = Transition(timestep.obs, action, after.reward, after.discount, after.obs, after.last, extras)
             return (env_state, after, carry), transition
 
         k_reset, k_steps = jax.random.split(key)

@@ -1,6 +1,7 @@
 """Statistics over seeds and tasks: means, interquartile means, and how far to trust them.
 
-Scores are arrays [runs] or [runs, tasks]. A NaN (a run that diverged) makes every statistic NaN; nothing is dropped.
+Scores are arrays [runs] or [runs, tasks]; any other raises ValueError. A NaN (a run that diverged) makes every
+statistic NaN; nothing is dropped.
 Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", section 4.
 """
 
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-Scores = Float[np.ndarray, " runs"] | Float[np.ndarray, "runs tasks"]
+Scores = np.ndarray | Sequence[float]
 Statistic = Callable[[np.ndarray], float]
 
 
@@ -22,17 +23,17 @@ class Difference(NamedTuple):
     high: float
 
 
-def mean(values: np.ndarray | Sequence[float]) -> float:
+def mean(values: Scores) -> float:
     """Mean over all runs and tasks."""
-    return float(np.mean(values))
+    return float(_checked(values).mean())
 
 
-def iqm(values: np.ndarray | Sequence[float]) -> float:
+def iqm(values: Scores) -> float:
     """Interquartile mean over all runs and tasks: the mean of what is left without the lowest and highest quarter.
 
     A quarter is rounded down to whole scores, as in the authors' rliable; below four scores it is the mean.
     """
-    scores = np.asarray(values, dtype=np.float64).ravel()
+    scores = _checked(values).ravel()
     if np.isnan(scores).any():
         return float("nan")  # sorting would put a diverged run among the highest quarter, and drop it
     cut = len(scores) // 4
@@ -40,7 +41,7 @@ def iqm(values: np.ndarray | Sequence[float]) -> float:
 
 
 def bootstrap_interval(
-    values: np.ndarray | Sequence[float],
+    values: Scores,
     statistic: Statistic = iqm,
     level: float = 0.95,
     samples: int = 2000,
@@ -61,8 +62,8 @@ def bootstrap_interval(
 
 
 def paired_difference(
-    a: np.ndarray | Sequence[float],
-    b: np.ndarray | Sequence[float],
+    a: Scores,
+    b: Scores,
     level: float = 0.95,
     samples: int = 2000,
     seed: int = 0,
@@ -97,7 +98,7 @@ def bootstrap_band(
     return low, high
 
 
-def _checked(values: np.ndarray | Sequence[float]) -> np.ndarray:
+def _checked(values: Scores) -> np.ndarray:
     """Scores as an array; raises ValueError unless it is [runs] or [runs, tasks] and not empty."""
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim not in (1, 2) or scores.size == 0:

@@ -150,6 +150,48 @@ class Family(NamedTuple):
     references: Any
 
 
+class Collector(Protocol):
+    """Whatever steps an environment: compiled with the agent on a device, or a loop over host simulators."""
+
+    @property
+    def env(self) -> Any:
+        """The environment."""
+        ...
+
+    @property
+    def tasks(self) -> Any:
+        """The training tasks."""
+        ...
+
+    def episodes(self, act: Any, params: Any, carry: Any, tasks: Any, key: PRNGKeyArray) -> Transition:
+        """One padded episode per task, [T, B]."""
+        ...
+
+
+class System(Protocol):
+    """A method: a frozen dataclass of settings whose methods are pure."""
+
+    def init(self, collector: Any, key: PRNGKeyArray) -> Any:
+        """Everything that training needs: weights, optimisers, replay, counters."""
+        ...
+
+    def iterate(self, state: Any, collector: Any, key: PRNGKeyArray) -> tuple[Any, Metrics]:
+        """One round of the paper's pseudocode."""
+        ...
+
+    def params(self, state: Any) -> Any:
+        """What acting needs: no replay, no optimiser."""
+        ...
+
+    def steps(self, state: Any) -> Int[Array, ""]:
+        """Real environment steps so far."""
+        ...
+
+    def trial(self, params: Any, collector: Any, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
+        """Adapt to each task [N] and act greedily: the episodes [T, N], in order."""
+        ...
+
+
 ActFn = Any
 """`act(params, carry, timestep, key) -> (action, carry, extras)` for one copy of the environment."""
 

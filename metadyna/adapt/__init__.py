@@ -1,0 +1,1 @@
+"""Adaptation: learning inside a task."""

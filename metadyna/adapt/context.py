@@ -82,9 +82,7 @@ def final_prefix(prefixes: Float[Array, "T1 B width"], valid: Bool[Array, "T B"]
     return jnp.take_along_axis(prefixes, length[None, :, None], axis=0)[0]
 
 
-def distances(
-    encoding: Float[Array, "B width"], prefixes: Float[Array, "T1 B width"]
-) -> Float[Array, "T1 B"]:
+def distances(encoding: Float[Array, "B width"], prefixes: Float[Array, "T1 B width"]) -> Float[Array, "T1 B"]:
     """Squared distance of every prefix's embedding to the problem's: ‖f(μ) − g(τ_:t)‖²."""
     return jnp.sum((encoding[None] - prefixes) ** 2, axis=-1)
 
@@ -105,8 +103,6 @@ def bottleneck_loss(encoding: Float[Array, "B width"], free: float) -> Float[Arr
     return jnp.mean(jnp.maximum(jnp.sum(encoding**2, axis=-1), free))
 
 
-def information_gain(
-    distance: Float[Array, "T1 B"], valid: Bool[Array, "T B"], penalty: float
-) -> Float[Array, "T B"]:
+def information_gain(distance: Float[Array, "T1 B"], valid: Bool[Array, "T B"], penalty: float) -> Float[Array, "T B"]:
     """Exploration reward d_{t−1} − d_t − c of every valid step, 0 on padding."""
     return jnp.where(valid, distance[:-1] - distance[1:] - penalty, 0.0)

@@ -4,8 +4,8 @@ import functools
 from collections.abc import Callable
 
 from metadyna.envs.cooking import CookingGrid
-from metadyna.envs.gridworld import COURSE_CITY, CityGrid, Split
-from metadyna.envs.references import Grid, family_returns
+from metadyna.envs.gridworld import COURSE_CITY, CityGrid, Grid, Split
+from metadyna.envs.references import family_returns
 from metadyna.errors import unknown
 from metadyna.types import Family
 

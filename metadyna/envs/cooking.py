@@ -100,6 +100,15 @@ class CookingGrid:
         """How many ways there are to fill the drawers."""
         return self.num_ingredients ** len(self.drawers)
 
+    def relevant(self, problem: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
+        """The part of a problem's number that matters: here all of it."""
+        return problem
+
+    @property
+    def num_relevant(self) -> int:
+        """How many values `relevant` takes."""
+        return self.num_problems
+
     @property
     def spec(self) -> EnvSpec:
         """Observation [x, y, status, inventory, pot 1, pot 2, pot 3]; `num_ingredients` stands for empty."""

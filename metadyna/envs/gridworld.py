@@ -22,7 +22,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from metadyna.errors import UserError
-from metadyna.types import Discrete, EnvSpec, TimeStep
+from metadyna.types import Discrete, Env, EnvSpec, TimeStep
 
 Position = tuple[int, int]
 
@@ -153,6 +153,15 @@ class CityGrid:
         """How many problems there are, distracting buses included."""
         return self.num_maps * (math.factorial(len(self.distractor_stops)) if self.distractors else 1)
 
+    def relevant(self, problem: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
+        """The part of a problem's number that matters: the helpful buses, 0 to `num_maps` - 1."""
+        return problem % self.num_maps
+
+    @property
+    def num_relevant(self) -> int:
+        """How many values `relevant` takes."""
+        return self.num_maps
+
     @property
     def spec(self) -> EnvSpec:
         """Observation [x, y, status] and, with a map, its reading."""
@@ -247,17 +256,34 @@ where the course shuffled the permutations anew in every process and split them 
 
 
 @runtime_checkable
-class InstructedEnv(Protocol):
-    """What `Split` needs of a family: its spec and the goals of each problem."""
-
-    @property
-    def spec(self) -> EnvSpec:
-        """Spaces and horizon."""
-        ...
+class Grid(Env, Protocol):
+    """A deterministic family with finitely many tasks and states: what splits and exact references rely on."""
 
     @property
     def instructions(self) -> np.ndarray:
-        """Goals, [problems, goals, 2]."""
+        """The goals of every problem, [problems, goals, 2]."""
+        ...
+
+    @property
+    def observations(self) -> np.ndarray:
+        """Every distinct observation, [N, components]."""
+        ...
+
+    @property
+    def num_relevant(self) -> int:
+        """How many values `relevant` takes."""
+        ...
+
+    def relevant(self, problem: Any) -> Any:
+        """The part of a problem's number that decides how to act."""
+        ...
+
+    def all_states(self, time: Any) -> Any:
+        """Every state at one time, stacked in the order of `state_index`."""
+        ...
+
+    def state_index(self, state: Any) -> Any:
+        """The place of a state in `all_states`."""
         ...
 
 
@@ -265,7 +291,7 @@ class InstructedEnv(Protocol):
 class Split:
     """Tasks whose problem is uniform over `problems` and whose goal is uniform over that problem's goals."""
 
-    env: InstructedEnv
+    env: Grid
     problems: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -287,9 +313,7 @@ class Split:
         """Every (problem, goal) once, stacked: problems ascending, goals in the published order."""
         problems = np.sort(np.array(self.problems, np.int32))
         goals = self.env.instructions[problems]
-        return GridTask(
-            jnp.asarray(np.repeat(problems, goals.shape[1])), jnp.asarray(goals.reshape(-1, 2), jnp.int32)
-        )
+        return GridTask(jnp.asarray(np.repeat(problems, goals.shape[1])), jnp.asarray(goals.reshape(-1, 2), jnp.int32))
 
     def _with_goal(self, problem: Int[Array, ""], key: PRNGKeyArray) -> GridTask:
         goals = self.env.instructions
@@ -307,8 +331,8 @@ def published_trial(split: Split, trial: int) -> tuple[GridTask, GridTask]:
     if not isinstance(split.env, CityGrid):
         raise UserError("published trials are known for the cities only")
 
-    def draw(seed: int, count: int) -> int:
-        return int(np.random.RandomState(seed).randint(count))  # noqa: NPY002 the legacy stream is the point
+    def draw(seed: int, count: int) -> int:  # the legacy stream, on purpose
+        return int(np.random.RandomState(seed).randint(count))
 
     problem = sorted(split.problems)[draw(trial, len(split.problems))]
     goals = split.env.instructions[problem]

@@ -15,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from metadyna.envs.cooking import CookingGrid
-from metadyna.envs.gridworld import Action, CityGrid, GridTask, Split, to_cell
+from metadyna.envs.gridworld import Action, CityGrid, Grid, GridTask, Split, to_cell
 from metadyna.errors import UserError
 from metadyna.types import TimeStep
 
-Grid = CityGrid | CookingGrid
 Backup = Callable[[Array], Array]
 """From action values [..., A] to the value of acting, [...]."""
 
@@ -121,7 +119,7 @@ def _greedy_actions(env, tasks):
 
 def _step_everywhere(env: Grid, task: GridTask, time: Int[Array, ""]) -> tuple[Any, TimeStep]:
     """Take every action in every state at `time`, [states, actions]."""
-    actions = jnp.arange(env.spec.action.sizes[0])
+    actions = jnp.arange(len(Action))
     each_action = jax.vmap(env.step, (None, None, 0, None))
     each_state = jax.vmap(each_action, (None, 0, None, None))
     return each_state(task, env.all_states(time), actions, jax.random.key(0))
@@ -161,7 +159,8 @@ def _anything(env: CityGrid) -> int:
 def _evidence(env: CityGrid) -> _Evidence:
     tasks = _with_goal(env, jnp.asarray(env.goals[0]))
     _, timestep = jax.vmap(lambda task: _step_everywhere(env, task, jnp.int32(0)))(tasks)
-    shown = np.ravel_multi_index(np.moveaxis(np.asarray(timestep.obs), -1, 0), env.spec.observation.sizes)
+    _, shown = np.unique(timestep.obs.reshape(-1, timestep.obs.shape[-1]), axis=0, return_inverse=True)
+    shown = shown.reshape(timestep.obs.shape[:-1])
     same = shown[:, None] == shown[None, :]
     masks = np.einsum("pqca,q->pca", same, 2 ** np.arange(env.num_problems))
     unique, kinds = np.unique(masks, return_inverse=True)
@@ -180,10 +179,7 @@ def _belief_values(env: CityGrid, discount: float) -> dict[int, float]:
     # evidence that contradicts a belief has weight zero there, so its follower does not matter
     follow = np.array([[number.get(belief & mask, 0) for mask in evidence.masks] for belief in beliefs])
     members = (np.array(beliefs)[:, None] >> np.arange(env.num_problems)) & 1
-    values = [
-        _solve_beliefs(env, jnp.asarray(goal), members, follow, evidence.kinds, discount)
-        for goal in env.goals
-    ]
+    values = [_solve_beliefs(env, jnp.asarray(goal), members, follow, evidence.kinds, discount) for goal in env.goals]
     return dict(zip(beliefs, np.mean(values, axis=0).tolist(), strict=True))
 
 

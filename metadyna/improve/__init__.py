@@ -1,0 +1,1 @@
+"""Policy improvement: losses and one update."""

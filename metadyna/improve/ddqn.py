@@ -84,9 +84,7 @@ class DDQN:
         slope = (self.epsilon_start - self.epsilon_end) / self.epsilon_steps
         return jnp.maximum(self.epsilon_end, self.epsilon_start - slope * steps)
 
-    def updates_due(
-        self, before: Int[Array, ""], after: Int[Array, ""], episodes: Int[Array, ""]
-    ) -> Int[Array, ""]:
+    def updates_due(self, before: Int[Array, ""], after: Int[Array, ""], episodes: Int[Array, ""]) -> Int[Array, ""]:
         """Updates owed for the environment steps from `before` to `after`; none until warm."""
         due = after // self.update_every - before // self.update_every
         return jnp.where(episodes >= self.warmup, due, 0)
@@ -122,9 +120,7 @@ def repeat_updates(
     return learner, {name: Average(total, times) for name, total in totals.items()}
 
 
-def greedy_or_random(
-    values: Float[Array, "actions"], epsilon: Float[Array, ""], key: PRNGKeyArray
-) -> Int[Array, ""]:
+def greedy_or_random(values: Float[Array, "actions"], epsilon: Float[Array, ""], key: PRNGKeyArray) -> Int[Array, ""]:
     """Take the best action, or with probability ε a uniformly random one."""
     k_coin, k_action = jax.random.split(key)
     random = jax.random.randint(k_action, (), 0, values.shape[-1])

@@ -42,10 +42,10 @@ from metadyna.adapt.context import (
 )
 from metadyna.errors import UserError
 from metadyna.improve.ddqn import DDQN, Learner, double_q_target, greedy_or_random, repeat_updates, td_loss
-from metadyna.nets import LSTM, MLP, DiscreteEncoder, Dueling, Embedding, Linear, LSTMState
-from metadyna.observations import Distinct, embed_distinct
+from metadyna.nets import LSTMState
+from metadyna.observations import Distinct
+from metadyna.policies import ExplorePolicy, FeedForwardPolicy, RecurrentPolicy
 from metadyna.rollout import (
-    DeviceCollector,
     all_observations,
     episode_lengths,
     episode_returns,
@@ -53,7 +53,7 @@ from metadyna.rollout import (
     valid_steps,
 )
 from metadyna.settings import check_ranges
-from metadyna.types import Average, EnvSpec, Metrics, TimeStep, Transition
+from metadyna.types import Average, Collector, EnvSpec, Metrics, TimeStep, Transition
 
 
 class Trial(NamedTuple):
@@ -73,13 +73,12 @@ class State(NamedTuple):
     trials: replay.Ring
     explore_steps: Int[Array, ""]
     execute_steps: Int[Array, ""]
-    iterations: Int[Array, ""]
 
 
 class Params(NamedTuple):
     """What acting needs: the exploration policy, and the execution policy with encoder and decoder."""
 
-    explore: "ExplorePolicy"
+    explore: ExplorePolicy
     execute: "ExecuteNets"
 
 
@@ -132,23 +131,22 @@ class DREAM:
         if self.parallel > self.capacity:
             raise UserError(f"DREAM.parallel = {self.parallel} exceeds DREAM.capacity = {self.capacity}")
 
-    def init(self, collector: DeviceCollector, key: PRNGKeyArray) -> State:
+    def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw the weights and allocate the replay."""
         k_explore, k_execute = jax.random.split(key)
         spec = collector.env.spec
         explore = ExplorePolicy.create(spec, k_explore)
         problems = collector.env.num_relevant if self.oracle else spec.num_problems
         execute = ExecuteNets.create(spec, problems, self, k_execute)
-        trial = jax.eval_shape(
-            lambda k: self._practise(Params(explore, execute), collector, 0, (1.0, 1.0), k), key
-        )
+        trial = jax.eval_shape(lambda k: self._practise(Params(explore, execute), collector, 0, (1.0, 1.0), k), key)
         one_trial = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), trial)
         zero = jnp.int32(0)
         return State(
             self.explore.init(explore),
             self.execute.init(execute),
             replay.init(one_trial, self.capacity),
-            *(zero, zero, zero),
+            zero,
+            zero,
         )
 
     def params(self, state: State) -> Params:
@@ -159,11 +157,12 @@ class DREAM:
         """Environment steps so far, of both kinds of episode."""
         return state.explore_steps + state.execute_steps
 
-    def iterate(self, state: State, collector: DeviceCollector, key: PRNGKeyArray) -> tuple[State, Metrics]:
+    def iterate(self, state: State, collector: Collector, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Collect `parallel` trials, then make the updates that their steps are due."""
         k_trial, k_explore, k_execute = jax.random.split(key, 3)
         epsilons = (self.explore.epsilon(state.explore_steps), self.execute.epsilon(state.execute_steps))
-        new = self._practise(self.params(state), collector, state.iterations, epsilons, k_trial)
+        iteration = state.trials.added // self.parallel
+        new = self._practise(self.params(state), collector, iteration, epsilons, k_trial)
         trials = replay.add(state.trials, new)
 
         explored, executed = self._lengths(new)
@@ -188,7 +187,7 @@ class DREAM:
                 self._execute_loss,
                 target=learner.target,
                 batch=self._execute_batch(trials, k_batch),
-                by_decoder=self._by_decoder(state.iterations, self.execute.batch),
+                by_decoder=self._by_decoder(iteration, self.execute.batch),
                 distinct=distinct,
                 key=k_noise,
             )
@@ -209,11 +208,11 @@ class DREAM:
             **{f"explore/{name}": value for name, value in explore_metrics.items()},
             **{f"execute/{name}": value for name, value in execute_metrics.items()},
         }
-        state = State(explore, execute, trials, explore_steps, execute_steps, state.iterations + 1)
+        state = State(explore, execute, trials, explore_steps, execute_steps)
         return state, metrics
 
     def trial(
-        self, params: Params, collector: DeviceCollector, tasks: Any, key: PRNGKeyArray
+        self, params: Params, collector: Collector, tasks: Any, key: PRNGKeyArray
     ) -> tuple[Transition, ...]:
         """What the agent does on tasks it has never seen: the greedy episodes [T, B] of a trial, in order."""
         by_decoder = jnp.full(tasks.problem.shape, not self.oracle)
@@ -225,7 +224,7 @@ class DREAM:
     def _practise(
         self,
         params: Params,
-        collector: DeviceCollector,
+        collector: Collector,
         iteration: Int[Array, ""] | int,
         epsilons: tuple[Any, Any],
         key: PRNGKeyArray,
@@ -239,7 +238,7 @@ class DREAM:
     def _play(
         self,
         params: Params,
-        collector: DeviceCollector,
+        collector: Collector,
         tasks: Any,
         by_decoder: Bool[Array, "B"],
         epsilons: tuple[Any, Any],
@@ -257,7 +256,7 @@ class DREAM:
         explore = collector.episodes(explore_act, (params.explore, epsilon), memory, hidden, k_explore)
 
         distinct = Distinct.create(collector.env.observations, collector.env.spec.observation.sizes)
-        context, _, _ = self._context(params.execute, problem, explore, by_decoder, noise, distinct, k_noise)
+        context = self._context(params.execute, problem, explore, by_decoder, noise, distinct, k_noise)
         policy = params.execute.policy
         carry = (policy.initial((batch,)), tasks.goal, context)
         execute = collector.episodes(execute_act, (policy, epsilons[1]), carry, tasks, k_execute)
@@ -272,13 +271,15 @@ class DREAM:
         noise: float,
         distinct: Distinct,
         key: PRNGKeyArray,
-    ) -> tuple[Float[Array, "B width"], Float[Array, "B width"], Float[Array, "T1 B width"]]:
-        """The context z, with the encoding f(μ) and the decodings g(τ_:t) that it was made from."""
-        encoding = jax.vmap(nets.encoder)(problem)
-        decodings = nets.decoder.prefixes(explore, distinct)
-        encoded = encoding + noise * jax.random.normal(key, encoding.shape)
-        decoded = final_prefix(decodings, self._explored(explore))
-        return jnp.where(by_decoder[:, None], decoded, encoded), encoding, decodings
+    ) -> Float[Array, "B width"]:
+        """z = g(τᵉ) in the rows `by_decoder`, f(μ) + ρ n in the others."""
+        encoded = _noisy(jax.vmap(nets.encoder)(problem), noise, key)
+
+        def decode() -> Array:
+            return final_prefix(nets.decoder.prefixes(explore, distinct), self._explored(explore))
+
+        decoded = jax.lax.cond(jnp.any(by_decoder), decode, lambda: jnp.zeros_like(encoded))
+        return jnp.where(by_decoder[:, None], decoded, encoded)
 
     def _by_decoder(self, iteration: Int[Array, ""] | int, batch: int) -> Bool[Array, "B"]:
         """Which rows take their context from the decoder: alternate iterations, or alternate rows."""
@@ -305,8 +306,8 @@ class DREAM:
 
     def _explore_loss(
         self,
-        weights: "ExplorePolicy",
-        target: "ExplorePolicy",
+        weights: ExplorePolicy,
+        target: ExplorePolicy,
         execute: "ExecuteNets",
         batch: Trial,
         distinct: Distinct,
@@ -314,9 +315,7 @@ class DREAM:
         """Recurrent DDQN on whole exploration episodes, rewarded by the current encoder and decoder."""
         episodes = time_major(batch.explore)
         valid = valid_steps(episodes.last)
-        distance = distances(
-            jax.vmap(execute.encoder)(batch.problem), execute.decoder.prefixes(episodes, distinct)
-        )
+        distance = distances(jax.vmap(execute.encoder)(batch.problem), execute.decoder.prefixes(episodes, distinct))
         reward = information_gain(distance, valid, self.penalty)
 
         observations, actions = all_observations(episodes), previous_actions(episodes.action)
@@ -349,16 +348,15 @@ class DREAM:
         """DDQN given the context, the decoder's regression on the encoder, and the bottleneck."""
         k_online, k_target = jax.random.split(key)
         explore, execute = time_major(batch.explore), time_major(batch.execute)
-        context, encoding, decodings = self._context(
-            weights, batch.problem, explore, by_decoder, self._rho, distinct, k_online
-        )
+        encoding = jax.vmap(weights.encoder)(batch.problem)
+        decodings = weights.decoder.prefixes(explore, distinct)
+        decoded = final_prefix(decodings, self._explored(explore))
+        context = jnp.where(by_decoder[:, None], decoded, _noisy(encoding, self._rho, k_online))
         if self.target_context == "online":
             slow_context = jax.lax.stop_gradient(context)
         else:
             kind = by_decoder if self.target_context == "same" else jnp.zeros_like(by_decoder)
-            slow_context = self._context(target, batch.problem, explore, kind, self._rho, distinct, k_target)[
-                0
-            ]
+            slow_context = self._context(target, batch.problem, explore, kind, self._rho, distinct, k_target)
 
         observations = all_observations(execute)
         online = weights.policy.unroll(observations, batch.instruction, context, distinct)
@@ -373,152 +371,6 @@ class DREAM:
 
 
 # ------------------------------------------------------------------------------------------------- networks
-
-
-class ExplorePolicy(eqx.Module):
-    """Recurrent action values of (observation, previous action)."""
-
-    state: DiscreteEncoder
-    action: Embedding
-    mix: Linear
-    lstm: LSTM
-    values: Dueling
-
-    @staticmethod
-    def create(spec: EnvSpec, key: PRNGKeyArray) -> "ExplorePolicy":
-        """Sizes after the reference implementation."""
-        (actions,) = spec.action.sizes
-        k_state, k_action, k_mix, k_lstm, k_values = jax.random.split(key, 5)
-        return ExplorePolicy(
-            DiscreteEncoder.create(spec.observation.sizes, 64, k_state),
-            Embedding.create(actions + 1, 16, k_action),
-            Linear.create(64 + 16, 64, k_mix),
-            LSTM.create(64, 64, k_lstm),
-            Dueling.create(64, actions, k_values),
-        )
-
-    def step(
-        self, memory: LSTMState, obs: Array, prev_action: Int[Array, ""]
-    ) -> tuple[Float[Array, "actions"], LSTMState]:
-        """Values of one observation; `prev_action` is -1 at the start of an episode."""
-        inputs = jnp.concatenate([self.state(obs), self.action(prev_action + 1)])
-        memory = self.lstm.step(memory, self.lstm.project(self.mix(jax.nn.relu(inputs))))
-        return self.values(memory[0]), memory
-
-    def unroll(
-        self, obs: Int[Array, "T1 B components"], prev_action: Int[Array, "T1 B"], distinct: Distinct
-    ) -> Float[Array, "T1 B actions"]:
-        """The same values for whole episodes; from the ReLU to the gates all is linear and sums over the inputs."""
-        of_state, of_action = self.mix.split((64, 16))
-        gates = Linear(self.lstm.project.weight, jnp.zeros_like(self.lstm.project.bias))
-        by_state = embed_distinct(
-            lambda x: self.lstm.project(of_state(jax.nn.relu(self.state(x)))), distinct, obs
-        )
-        by_action = jax.vmap(lambda x: gates(of_action(jax.nn.relu(x))))(self.action.table)[prev_action + 1]
-        return jax.vmap(jax.vmap(self.values))(self.lstm.unroll(by_state + by_action))
-
-
-class RecurrentPolicy(eqx.Module):
-    """Action values of (history of observations, instruction, context): REC."""
-
-    state: DiscreteEncoder
-    instruction: DiscreteEncoder
-    mix: Linear
-    lstm: LSTM
-    trunk: MLP
-    values: Dueling
-
-    @staticmethod
-    def create(spec: EnvSpec, context: int, key: PRNGKeyArray) -> "RecurrentPolicy":
-        """Sizes after the reference implementation."""
-        k_state, k_instruction, k_mix, k_lstm, k_trunk, k_values = jax.random.split(key, 6)
-        return RecurrentPolicy(
-            DiscreteEncoder.create(spec.observation.sizes, 64, k_state),
-            DiscreteEncoder.create(spec.instruction.sizes, 64, k_instruction),
-            Linear.create(64 + 64, 64, k_mix),
-            LSTM.create(64, 64, k_lstm),
-            MLP.create((64 + context, 256, 64), k_trunk),
-            Dueling.create(64, spec.action.sizes[0], k_values),
-        )
-
-    def initial(self, batch: tuple[int, ...]) -> LSTMState:
-        """Empty memory."""
-        return self.lstm.initial(batch)
-
-    def step(
-        self, memory: LSTMState, obs: Array, instruction: Array, context: Float[Array, "width"]
-    ) -> tuple[Float[Array, "actions"], LSTMState]:
-        """Values of one observation."""
-        inputs = jnp.concatenate([self.state(obs), self.instruction(instruction)])
-        memory = self.lstm.step(memory, self.lstm.project(self.mix(jax.nn.relu(inputs))))
-        return self.values(self.trunk(jnp.concatenate([memory[0], context]))), memory
-
-    def unroll(
-        self,
-        obs: Int[Array, "T1 B components"],
-        instruction: Int[Array, "B components"],
-        context: Float[Array, "B width"],
-        distinct: Distinct,
-    ) -> Float[Array, "T1 B actions"]:
-        """The same values for whole episodes; what an episode holds constant is computed once."""
-        of_state, of_instruction = self.mix.split((64, 64))
-        gates = Linear(self.lstm.project.weight, jnp.zeros_like(self.lstm.project.bias))
-        by_state = embed_distinct(
-            lambda x: self.lstm.project(of_state(jax.nn.relu(self.state(x)))), distinct, obs
-        )
-        by_instruction = jax.vmap(lambda x: gates(of_instruction(jax.nn.relu(self.instruction(x)))))(
-            instruction
-        )
-        hidden = self.lstm.unroll(by_state + by_instruction[None])
-        of_hidden, of_context = self.trunk.layers[0].split((64, context.shape[-1]))
-        by_context = jax.vmap(of_context)(context)
-        return head_over_time(self, jax.vmap(jax.vmap(of_hidden))(hidden) + by_context[None])
-
-
-class FeedForwardPolicy(eqx.Module):
-    """Action values of (observation, instruction, context): FF."""
-
-    state: DiscreteEncoder
-    instruction: DiscreteEncoder
-    trunk: MLP
-    values: Dueling
-
-    @staticmethod
-    def create(spec: EnvSpec, context: int, key: PRNGKeyArray) -> "FeedForwardPolicy":
-        """Sizes after the reference implementation's first release."""
-        k_state, k_instruction, k_trunk, k_values = jax.random.split(key, 4)
-        return FeedForwardPolicy(
-            DiscreteEncoder.create(spec.observation.sizes, 64, k_state),
-            DiscreteEncoder.create(spec.instruction.sizes, 64, k_instruction),
-            MLP.create((64 + 64 + context, 256, 64), k_trunk),
-            Dueling.create(64, spec.action.sizes[0], k_values),
-        )
-
-    def initial(self, batch: tuple[int, ...]) -> tuple[()]:
-        """No memory."""
-        return ()
-
-    def step(
-        self, memory: tuple[()], obs: Array, instruction: Array, context: Float[Array, "width"]
-    ) -> tuple[Float[Array, "actions"], tuple[()]]:
-        """Values of one observation."""
-        inputs = jnp.concatenate([self.state(obs), self.instruction(instruction), context])
-        return self.values(self.trunk(inputs)), memory
-
-    def unroll(
-        self,
-        obs: Int[Array, "T1 B components"],
-        instruction: Int[Array, "B components"],
-        context: Float[Array, "B width"],
-        distinct: Distinct,
-    ) -> Float[Array, "T1 B actions"]:
-        """The same values for whole episodes."""
-        of_state, of_instruction, of_context = self.trunk.layers[0].split((64, 64, context.shape[-1]))
-        by_state = embed_distinct(lambda x: of_state(self.state(x)), distinct, obs)
-        by_episode = jax.vmap(lambda i, z: of_instruction(self.instruction(i)) + of_context(z))(
-            instruction, context
-        )
-        return head_over_time(self, by_state + by_episode[None])
 
 
 class ExecuteNets(eqx.Module):
@@ -541,14 +393,6 @@ class ExecuteNets(eqx.Module):
         )
 
 
-def head_over_time(
-    policy: RecurrentPolicy | FeedForwardPolicy, hidden: Float[Array, "T1 B hidden"]
-) -> Float[Array, "T1 B actions"]:
-    """The rest of the trunk after its first layer, and the values, for every step."""
-    output = policy.trunk.layers[1]
-    return jax.vmap(jax.vmap(lambda x: policy.values(output(jax.nn.relu(x)))))(hidden)
-
-
 # -------------------------------------------------------------------------------------------------- helpers
 
 
@@ -569,6 +413,10 @@ def execute_act(
     memory, instruction, context = carry
     values, memory = policy.step(memory, timestep.obs, instruction, context)
     return greedy_or_random(values, epsilon, key), (memory, instruction, context), ()
+
+
+def _noisy(encoding: Float[Array, "B width"], scale: float, key: PRNGKeyArray) -> Float[Array, "B width"]:
+    return encoding + scale * jax.random.normal(key, encoding.shape)
 
 
 def batch_major(episodes: Transition) -> Transition:

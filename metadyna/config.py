@@ -1,0 +1,138 @@
+"""What a run is: settings that are written to `config.json` and read back as the same value."""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metadyna.errors import UserError, unknown
+from metadyna.settings import check_ranges
+from metadyna.systems import SYSTEMS, System
+
+FORMAT = "metadyna-run-1"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run: a system, the tasks it meta-trains on, and for how long."""
+
+    system: System
+    """The method and its settings."""
+    task: str
+    """Name of a task family; `metadyna list` shows them."""
+    steps: int = 1_000_000
+    """Environment steps per seed; training ends at the first chunk that reaches them."""
+    seed: int = 0
+    """First seed."""
+    seeds: int = 1
+    """Independent runs in one program, with seeds `seed`, `seed + 1`, …"""
+    chunk: int = 100
+    """Iterations per compiled call; metrics are logged once per chunk."""
+    eval_every: int = 25_000
+    """Environment steps between evaluations on every task of the test split."""
+    stop_at: float | None = None
+    """End a seed early once its evaluation return reaches this."""
+    checkpoint_seconds: float = 60.0
+    """Wall time between checkpoints; when they are taken does not change what is computed."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            steps="[1, inf)",
+            seed="[0, 4294967295]",
+            seeds="[1, 4096]",
+            chunk="[1, 1000000]",
+            eval_every="[1, inf)",
+            checkpoint_seconds="[0, inf)",
+        )
+
+
+def system_name(system: System) -> str:
+    """The name under which a system is listed."""
+    return next(name for name, kind in SYSTEMS.items() if isinstance(system, kind))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Every field, resolved, as plain JSON values."""
+    fields = dataclasses.asdict(config)
+    return {"format": FORMAT, **fields, "system": {"name": system_name(config.system), **fields["system"]}}
+
+
+def from_dict(record: Any, source: str = "config") -> Config:
+    """Invert `to_dict`. Raises `UserError` for anything that is not a complete configuration."""
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise UserError(f"{source} is not a {FORMAT} configuration")
+    record = {key: value for key, value in record.items() if key != "format"}
+    system = record.get("system")
+    if not isinstance(system, dict) or "name" not in system:
+        raise UserError(f"{source}: system has no name; it must be one of {', '.join(SYSTEMS)}")
+    if system["name"] not in SYSTEMS:
+        raise unknown("system", str(system["name"]), SYSTEMS)
+    kind = SYSTEMS[system["name"]]
+    fields = {key: value for key, value in system.items() if key != "name"}
+    return _build(Config, {**record, "system": _build(kind, fields, f"{source}: system")}, source)
+
+
+def save(config: Config, folder: Path) -> None:
+    """Write `config.json`."""
+    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load(folder: Path) -> Config:
+    """Read the configuration of a run folder. Raises `UserError` if the folder is no run."""
+    path = folder / "config.json"
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a run folder: it has no config.json") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return from_dict(record, str(path))
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One line per field in which two configurations differ: `name: old -> new`."""
+    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    names = sorted(before.keys() | after.keys())
+    return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names if before.get(name) != after.get(name)]
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def _build(kind: type, record: dict[str, Any], source: str) -> Any:
+    """Make a dataclass from plain values, strictly: every field once, every value of its field's type."""
+    hints = typing.get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind)}
+    if record.keys() != names:
+        wrong = sorted(record.keys() ^ names)
+        raise UserError(f"{source}: fields do not match this version of {kind.__name__}: {', '.join(wrong)}")
+    values = {}
+    for name, value in record.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            value = _build(typing.cast(type, hint), value, f"{source}: {name}")
+        elif not _fits(value, hint):
+            raise UserError(f"{source}: {name} = {value!r} is not a {getattr(hint, '__name__', hint)}")
+        values[name] = value
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)

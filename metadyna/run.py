@@ -1,0 +1,351 @@
+"""The host loop: iterate, evaluate, log, save. Everything the command line can do about runs is a function here."""
+
+import contextlib
+import functools
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from metadyna import config as configs
+from metadyna import envs, runinfo, seeds
+from metadyna.checkpoint import Checkpoints, state_sha256
+from metadyna.config import Config
+from metadyna.errors import UserError
+from metadyna.evaluate import Evaluation, evaluate
+from metadyna.log import Progress, RunLog, read_metrics
+from metadyna.rollout import DeviceCollector
+from metadyna.types import Average, Metrics
+
+EXTENSIBLE = ("steps", "stop_at", "checkpoint_seconds")
+"""Fields that a resumed run may change, since they do not alter what has been computed."""
+
+EVALUATION_SEED = 2**31 - 1
+"""Root of the keys of evaluation, the same for every run."""
+
+
+class RunState(NamedTuple):
+    """What a checkpoint holds, stacked over seeds. Keys are folded from `iteration`, never stored."""
+
+    system: Any
+    iteration: Int[Array, "seeds"]
+    evaluated: Int[Array, "seeds"]
+    stopped: Bool[Array, "seeds"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished, interrupted or loaded run."""
+
+    folder: Path
+    config: Config
+    state: RunState
+    interrupted: bool = False
+    notes: tuple[str, ...] = ()
+    """What was found on loading: damaged checkpoints that were passed over."""
+
+    @property
+    def steps(self) -> int:
+        """Environment steps, mean over seeds."""
+        return int(np.mean(jax.vmap(self.config.system.steps)(self.state.system)))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`."""
+        return read_metrics(self.folder)
+
+    @property
+    def params(self) -> Any:
+        """The weights that act, stacked over seeds."""
+        return jax.vmap(self.config.system.params)(self.state.system)
+
+    def evaluate(self, split: str = "test") -> Evaluation:
+        """Evaluate every seed on every task of a split; arrays are [seeds, episodes, tasks]."""
+        return Program(self.config).evaluate(self.state, split)
+
+
+def run(config: Config, out: Path | str, progress: bool | None = None) -> Result:
+    """Train from scratch into a new folder. `progress`: None decides by the terminal, False is silent.
+
+    Raises `UserError` if the folder already holds a run, cannot be written, or the training diverges.
+    """
+    folder = Path(out)
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} already holds a run; continue it with `metadyna resume {folder}` or choose another")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder; choose another")
+    program = Program(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        configs.save(config, folder)
+        record = json.dumps(runinfo.environment_record(), indent=2)
+        (folder / "environment.json").write_text(record + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; free or choose another disk") from None
+    return _train(program, folder, program.init(), chunk=0, seconds=0.0, progress=progress)
+
+
+def resume(folder: Path | str, changed: Config | None = None, progress: bool | None = None) -> Result:
+    """Continue a run from its newest good checkpoint to the same end as if it had never stopped.
+
+    `changed` may extend the run (`EXTENSIBLE` fields); any other difference is a `UserError` that lists it.
+    """
+    folder = Path(folder)
+    config = configs.load(folder)
+    if changed is not None:
+        _refuse_changes(config, changed, f"{folder} was started with other settings")
+        config = changed
+    program = Program(config)
+    try:
+        restored = _restore(program, folder)
+    except NoCheckpoint:
+        return _train(program, folder, program.init(), chunk=0, seconds=0.0, progress=progress)
+    if changed is not None:
+        configs.save(config, folder)
+    chunk, seconds = restored.metadata["chunk"], restored.metadata["seconds"]
+    result = _train(program, folder, program.place(restored.state), chunk, seconds, progress)
+    return replace(result, notes=tuple(restored.notes))
+
+
+def load(folder: Path | str) -> Result:
+    """Read a run's newest good checkpoint, to evaluate, render or inspect it."""
+    folder = Path(folder)
+    program = Program(configs.load(folder))
+    try:
+        restored = _restore(program, folder)
+    except NoCheckpoint:
+        raise UserError(f"{folder} has no checkpoint yet; train it first with `metadyna resume {folder}`") from None
+    return Result(folder, program.config, restored.state, notes=tuple(restored.notes))
+
+
+def inspect(folder: Path | str) -> dict[str, Any]:
+    """Step, configuration, versions, machine and the hash over every array of the full state."""
+    result = load(folder)
+    each = [state_sha256(jax.tree.map(lambda x, i=i: x[i], result.state)) for i in range(result.config.seeds)]
+    try:
+        environment = json.loads((result.folder / "environment.json").read_text())
+    except (OSError, ValueError):
+        environment = None
+    return {
+        "folder": str(result.folder),
+        "step": result.steps,
+        "iteration": np.asarray(result.state.iteration).tolist(),
+        "checkpoints": Checkpoints(result.folder / "checkpoints").iterations(),
+        "state_sha256": state_sha256(result.state),
+        "seed_sha256": each,
+        "config": configs.to_dict(result.config),
+        "environment": environment,
+        "notes": list(result.notes),
+    }
+
+
+class NoCheckpoint(Exception):
+    """A run was stopped before its first checkpoint."""
+
+
+class Program:
+    """The compiled functions of one configuration."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.family = envs.make(config.task)
+        self.collector = DeviceCollector(self.family.env, self.family.train)
+        self.mesh = seeds.mesh(config.seeds)
+
+    def init(self) -> RunState:
+        """Fresh states of all seeds."""
+        return seeds.over_seeds(self._init, self.mesh)(self._roots)
+
+    def place(self, state: RunState) -> RunState:
+        """Put a restored state on the devices."""
+        return seeds.place(state, self.mesh)
+
+    @functools.cached_property
+    def like(self) -> RunState:
+        """Shapes of the state, for reading checkpoints."""
+        one = jax.eval_shape(self._init, jax.random.key(0))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.config.seeds, *x.shape), x.dtype), one)
+
+    @functools.cached_property
+    def chunk(self) -> Callable[..., tuple[RunState, Metrics, Int[Array, "seeds"]]]:
+        """`config.chunk` iterations of every seed that has not ended: (states, roots) -> states, metrics, steps."""
+        compiled = seeds.over_seeds(self._chunk, self.mesh, donate=True)
+        return lambda state: compiled(state, self._roots)
+
+    def evaluate(self, state: RunState, split: str = "test") -> Evaluation:
+        """Evaluate every seed on every task of the split, with keys that are the same for every run."""
+        if split not in ("train", "test"):
+            raise UserError(f"unknown split '{split}'; there are: train, test")
+        return self._evaluations[split](state.system)
+
+    @functools.cached_property
+    def _evaluations(self) -> dict[str, Callable[[Any], Evaluation]]:
+        def evaluation(tasks: Any, system_state: Any) -> Evaluation:
+            params = self.config.system.params(system_state)
+            return evaluate(self.config.system, params, self.collector, tasks, jax.random.key(EVALUATION_SEED))
+
+        splits = {"train": self.family.train.enumerate(), "test": self.family.test.enumerate()}
+        return {
+            name: seeds.over_seeds(functools.partial(evaluation, tasks), self.mesh) for name, tasks in splits.items()
+        }
+
+    @functools.cached_property
+    def _roots(self) -> Array:
+        numbers = np.arange(self.config.seed, self.config.seed + self.config.seeds, dtype=np.uint32)
+        return seeds.place(jax.vmap(jax.random.key)(numbers), self.mesh)
+
+    def _init(self, root: Array) -> RunState:
+        # Iterations fold in 0, 1, 2, …, so the initial weights take the last number there is.
+        system = self.config.system.init(self.collector, jax.random.fold_in(root, 2**32 - 1))
+        return RunState(system, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
+
+    def _chunk(self, state: RunState, root: Array) -> tuple[RunState, Metrics, Int[Array, ""]]:
+        system = self.config.system
+
+        def iterate(state: RunState, _: None) -> tuple[RunState, Metrics]:
+            key = jax.random.fold_in(root, state.iteration)
+            inner, metrics = system.iterate(state.system, self.collector, key)
+            return state._replace(system=inner, iteration=state.iteration + 1), metrics
+
+        def go_on(state: RunState) -> tuple[RunState, Metrics]:
+            state, metrics = jax.lax.scan(iterate, state, None, length=self.config.chunk)
+            return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+
+        def rest(state: RunState) -> tuple[RunState, Metrics]:
+            shapes = jax.eval_shape(go_on, state)[1]
+            return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        ended = state.stopped | (system.steps(state.system) >= self.config.steps)
+        state, metrics = jax.lax.cond(ended, rest, go_on, state)
+        return state, metrics, system.steps(state.system)
+
+
+def _train(
+    program: Program, folder: Path, state: RunState, chunk: int, seconds: float, progress: bool | None
+) -> Result:
+    config, checkpoints = program.config, Checkpoints(folder / "checkpoints")
+    steps = _steps(program, state)
+    resume_step = int(np.mean(steps)) if chunk else -1
+    began = saved = time.monotonic()
+
+    def save() -> None:
+        metadata = {
+            "chunk": chunk,
+            "seconds": seconds + time.monotonic() - began,
+            "config": configs.to_dict(config),
+        }
+        checkpoints.save(chunk, state, metadata)
+
+    with RunLog(folder, resume_step) as log, Progress(config.steps, progress, max(resume_step, 0)) as bar:
+        with _interruptible() as interrupted:
+            while not np.all(_ended(config, state, steps)) and not interrupted():
+                started = time.monotonic()
+                state, metrics, counts = program.chunk(state)
+                before, steps = steps, np.asarray(counts)
+                row = _means(metrics, folder, int(np.mean(steps)))
+                row["time/env_steps_per_second"] = float(np.sum(steps - before)) / (time.monotonic() - started)
+                chunk += 1
+                state, scores = _evaluate_if_due(program, state, steps)
+                row.update(scores)
+                row["time/seconds"] = seconds + time.monotonic() - began
+                log.write(int(np.mean(steps)), row)
+                latest = row.get("eval/return", row.get("train/episode_return"))
+                bar.update(int(np.mean(steps)), None if latest is None else float(np.mean(latest)))
+                if time.monotonic() - saved >= config.checkpoint_seconds:
+                    save()
+                    saved = time.monotonic()
+            save()
+            return Result(folder, config, state, interrupted=interrupted())
+
+
+def _steps(program: Program, state: RunState) -> np.ndarray:
+    return np.asarray(jax.vmap(program.config.system.steps)(state.system))
+
+
+def _ended(config: Config, state: RunState, steps: np.ndarray) -> np.ndarray:
+    return np.asarray(state.stopped) | (steps >= config.steps)
+
+
+def _evaluate_if_due(
+    program: Program, state: RunState, steps: np.ndarray
+) -> tuple[RunState, dict[str, float | list[float]]]:
+    """Evaluate when a seed has crossed a multiple of `eval_every` or reached its last step."""
+    config = program.config
+    # A run alone and in company must stop at the same point, so each seed is judged only where it is due itself.
+    crossed = steps // config.eval_every + (steps >= config.steps)
+    due = (crossed > np.asarray(state.evaluated)) & ~np.asarray(state.stopped)
+    if not due.any():
+        return state, {}
+    scores = jax.vmap(Evaluation.metrics)(program.evaluate(state))
+    reached = np.asarray(scores["eval/return"]) >= (math.inf if config.stop_at is None else config.stop_at)
+    evaluated = np.where(due, crossed, np.asarray(state.evaluated)).astype(np.int32)
+    stopped = np.asarray(state.stopped) | (due & reached)
+    marks = seeds.place((jnp.asarray(evaluated), jnp.asarray(stopped)), program.mesh)
+    return state._replace(evaluated=marks[0], stopped=marks[1]), {k: _per_seed(v) for k, v in scores.items()}
+
+
+def _means(metrics: dict[str, Average], folder: Path, step: int) -> dict[str, Any]:
+    """Means over a chunk by name; quantities without a single measurement are left out."""
+    row: dict[str, Any] = {}
+    for name, average in metrics.items():
+        total, count = np.asarray(average.total, np.float64), np.asarray(average.count)
+        if not np.isfinite(total).all():
+            raise UserError(
+                f"{name} is not finite at step {step}: training stopped; the last good checkpoint in {folder} is kept"
+            )
+        if (count > 0).all():
+            row[name] = _per_seed(total / count)
+    return row
+
+
+def _per_seed(values: Any) -> float | list[float]:
+    """One float for one seed, a list for several."""
+    listed = np.asarray(values, np.float64).tolist()
+    return listed[0] if len(listed) == 1 else listed
+
+
+def _restore(program: Program, folder: Path) -> Any:
+    checkpoints = Checkpoints(folder / "checkpoints")
+    if not checkpoints.iterations():
+        raise NoCheckpoint
+    restored = checkpoints.restore(program.like)
+    saved = configs.from_dict(restored.metadata.get("config"), f"checkpoint in {folder}")
+    _refuse_changes(saved, program.config, f"{folder / 'config.json'} was changed since the checkpoint")
+    return restored
+
+
+def _refuse_changes(old: Config, new: Config, what: str) -> None:
+    changes = [line for line in configs.differences(old, new) if line.split(":")[0] not in EXTENSIBLE]
+    if changes:
+        raise UserError(f"{what}: {'; '.join(changes)}; restore them, or start a new run")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current chunk; the second one is real."""
+    asked = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    try:
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread may listen; elsewhere Ctrl-C is not ours
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

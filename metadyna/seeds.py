@@ -1,0 +1,42 @@
+"""Several seeds in one program.
+
+Everything that a run keeps has a leading axis of seeds. On accelerators the seeds are `vmap`ped. On CPUs they are
+spread over the host's devices (one per core where the command line asked XLA for them) and taken in turn on each:
+small matrices gain nothing from a batch there, loops whose length differs between seeds would run as long as the
+longest, and a seed computes exactly the same numbers alone and in company.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def mesh(seeds: int) -> Mesh:
+    """The devices to use: as many as divide the seeds evenly."""
+    devices = jax.devices()
+    count = max(n for n in range(1, min(seeds, len(devices)) + 1) if seeds % n == 0)
+    return Mesh(np.array(devices[:count]), ("seed",))
+
+
+def over_seeds(function: Callable[..., Any], on: Mesh, donate: bool = False) -> Callable[..., Any]:
+    """Compile `function` of one seed's arguments into one of all seeds' arguments, stacked on axis 0.
+
+    With `donate` the memory of the first argument is reused for the result.
+    """
+
+    def one_device(*arguments: Any) -> Any:
+        if on.devices.flat[0].platform == "cpu":
+            return jax.lax.map(lambda each: function(*each), arguments)
+        return jax.vmap(function)(*arguments)
+
+    spec = PartitionSpec("seed")
+    mapped = jax.shard_map(one_device, mesh=on, in_specs=spec, out_specs=spec, check_vma=False)
+    return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+
+def place(stacked: Any, on: Mesh) -> Any:
+    """Put a pytree with a leading seed axis where `over_seeds` expects it."""
+    return jax.device_put(stacked, NamedSharding(on, PartitionSpec("seed")))
