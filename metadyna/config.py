@@ -95,16 +95,22 @@ def load(folder: Path) -> Config:
 
 def differences(old: Config, new: Config) -> list[str]:
     """One line per field in which two configurations differ: `name: old -> new`."""
-    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    before, after = flat(old), flat(new)
     names = sorted(before.keys() | after.keys())
     return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names if before.get(name) != after.get(name)]
 
 
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: Config) -> dict[str, Any]:
+    """Every field by its dotted name."""
+    return flatten(to_dict(config))
+
+
+def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    names: dict[str, Any] = {}
     for key, value in record.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
+        names.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return names
 
 
 def _build(kind: type, record: dict[str, Any], source: str) -> Any:

@@ -68,9 +68,14 @@ class Result:
         """The weights that act, stacked over seeds."""
         return jax.vmap(self.config.system.params)(self.state.system)
 
+    @functools.cached_property
+    def program(self) -> "Program":
+        """The compiled functions of this run."""
+        return Program(self.config)
+
     def evaluate(self, split: str = "test") -> Evaluation:
         """Evaluate every seed on every task of a split; arrays are [seeds, episodes, tasks]."""
-        return Program(self.config).evaluate(self.state, split)
+        return self.program.evaluate(self.program.place(self.state), split)
 
 
 def run(config: Config, out: Path | str, progress: bool | None = None) -> Result:
@@ -183,20 +188,23 @@ class Program:
 
     def evaluate(self, state: RunState, split: str = "test") -> Evaluation:
         """Evaluate every seed on every task of the split, with keys that are the same for every run."""
+        self.tasks(split)
+        return self._evaluations[split](state.system)
+
+    def tasks(self, split: str) -> Any:
+        """Every task of a split, stacked."""
         if split not in ("train", "test"):
             raise UserError(f"unknown split '{split}'; there are: train, test")
-        return self._evaluations[split](state.system)
+        return (self.family.train if split == "train" else self.family.test).enumerate()
 
     @functools.cached_property
     def _evaluations(self) -> dict[str, Callable[[Any], Evaluation]]:
-        def evaluation(tasks: Any, system_state: Any) -> Evaluation:
+        def evaluation(split: str, system_state: Any) -> Evaluation:
             params = self.config.system.params(system_state)
-            return evaluate(self.config.system, params, self.collector, tasks, jax.random.key(EVALUATION_SEED))
+            key = jax.random.key(EVALUATION_SEED)
+            return evaluate(self.config.system, params, self.collector, self.tasks(split), key)
 
-        splits = {"train": self.family.train.enumerate(), "test": self.family.test.enumerate()}
-        return {
-            name: seeds.over_seeds(functools.partial(evaluation, tasks), self.mesh) for name, tasks in splits.items()
-        }
+        return {split: seeds.over_seeds(functools.partial(evaluation, split), self.mesh) for split in ("train", "test")}
 
     @functools.cached_property
     def _roots(self) -> Array:

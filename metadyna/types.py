@@ -171,6 +171,11 @@ class Collector(Protocol):
 class System(Protocol):
     """A method: a frozen dataclass of settings whose methods are pure."""
 
+    @property
+    def episode_names(self) -> tuple[str, ...]:
+        """What the episodes of `trial` are for."""
+        ...
+
     def init(self, collector: Any, key: PRNGKeyArray) -> Any:
         """Everything that training needs: weights, optimisers, replay, counters."""
         ...

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from metadyna.improve.ddqn import masked_mean
-from metadyna.nets import LSTM, MLP, DiscreteEncoder, Embedding, Linear
+from metadyna.nets import LSTM, MLP, DiscreteEncoder, Embedding
 from metadyna.observations import Distinct, embed_distinct
 from metadyna.rollout import all_observations
 from metadyna.types import Transition

@@ -131,6 +131,11 @@ class DREAM:
         if self.parallel > self.capacity:
             raise UserError(f"DREAM.parallel = {self.parallel} exceeds DREAM.capacity = {self.capacity}")
 
+    @property
+    def episode_names(self) -> tuple[str, ...]:
+        """What the episodes of `trial` are for."""
+        return "exploration", "execution"
+
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw the weights and allocate the replay."""
         k_explore, k_execute = jax.random.split(key)
@@ -211,9 +216,7 @@ class DREAM:
         state = State(explore, execute, trials, explore_steps, execute_steps)
         return state, metrics
 
-    def trial(
-        self, params: Params, collector: Collector, tasks: Any, key: PRNGKeyArray
-    ) -> tuple[Transition, ...]:
+    def trial(self, params: Params, collector: Collector, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
         """What the agent does on tasks it has never seen: the greedy episodes [T, B] of a trial, in order."""
         by_decoder = jnp.full(tasks.problem.shape, not self.oracle)
         trial = self._play(params, collector, tasks, by_decoder, (0.0, 0.0), 0.0, key)

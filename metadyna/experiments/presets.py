@@ -1,0 +1,40 @@
+"""Named configurations of every system, as plain values."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from metadyna.config import Config
+from metadyna.errors import unknown
+from metadyna.improve.ddqn import DDQN
+from metadyna.systems.dream import DREAM
+
+CODE = Config(system=DREAM(), task="city-distraction", steps=1_000_000, chunk=100, eval_every=50_000)
+"""The published code (ezliu/dream): all defaults of `DREAM`."""
+
+PAPER = replace(CODE, system=DREAM(noise=0.1**0.5, penalty=0.01, encoder_hidden=256))
+"""The published text where it differs from the code: ρ² = 0.1, c = 0.01, a two-layer encoder."""
+
+_EAGER = DDQN(learning_rate=1e-3, update_every=16, warmup=100, target_period=500, epsilon_steps=6_000, epsilon_end=0.02)
+
+SMOKE = Config(
+    system=DREAM(parallel=8, mixture="batch", target_context="online", capacity=4_000, explore=_EAGER, execute=_EAGER),
+    task="city-5x5",
+    steps=40_000,
+    chunk=50,
+    eval_every=4_000,
+)
+"""Seconds of learning: shows that everything works, not that it works well."""
+
+PRESETS: Mapping[str, Mapping[str, Config]] = {
+    "dream": {"smoke": SMOKE, "paper": PAPER, "code": CODE},
+}
+"""Every preset by system; the task may be replaced."""
+
+
+def preset(system: str, name: str) -> Config:
+    """Look a preset up."""
+    if system not in PRESETS:
+        raise unknown("system", system, PRESETS)
+    if name not in PRESETS[system]:
+        raise unknown("preset", name, PRESETS[system])
+    return PRESETS[system][name]

@@ -1,0 +1,155 @@
+"""Networks: the published sizes, PyTorch's initial scales, and the identities that fast paths rely on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadyna.adapt.context import ProblemEncoder, TrajectoryDecoder
+from metadyna.envs.gridworld import CityGrid
+from metadyna.nets import LSTM, MLP, DiscreteEncoder, Dueling, Embedding, Linear, dueling, num_parameters
+from metadyna.policies import ExplorePolicy, FeedForwardPolicy, RecurrentPolicy
+from metadyna.systems.dream import DREAM, ExecuteNets
+
+KEY = jax.random.key(0)
+DISTRACTION = CityGrid(distractors=True).spec  # observation (9, 9, 4), goal (9, 9), 576 problems
+
+# Card of DREAM, 3.8: counts of the published networks without the 64 -> 9 head (585) that its code builds in each
+# of them but never uses. So the execution agent's 383,082 is policy 167,306 + f 20,544 + decoder 195,232.
+SIZES = {
+    "state encoder": (lambda: DiscreteEncoder.create((9, 9, 4), 64, KEY), 41_984),
+    "goal encoder": (lambda: DiscreteEncoder.create((9, 9), 64, KEY), 33_664),
+    "explore": (lambda: ExplorePolicy.create(DISTRACTION, KEY), 81_258),
+    "f": (lambda: ProblemEncoder.create(576, 64, KEY), 20_544),
+    "decoder": (lambda: TrajectoryDecoder.create((9, 9, 4), 9, 64, KEY), 215_776 - 20_544),
+    "execute, recurrent": (lambda: ExecuteNets.create(DISTRACTION, 576, DREAM(), KEY), 383_082),
+}
+
+MODULES = {
+    "linear": lambda: Linear.create(3, 2, KEY),
+    "mlp": lambda: MLP.create((3, 4, 2), KEY),
+    "embedding": lambda: Embedding.create(3, 2, KEY),
+    "encoder": lambda: DiscreteEncoder.create((3, 4), 2, KEY),
+    "lstm": lambda: LSTM.create(3, 2, KEY),
+    "dueling": lambda: Dueling.create(3, 2, KEY),
+    "explore": lambda: ExplorePolicy.create(DISTRACTION, KEY),
+    "recurrent": lambda: RecurrentPolicy.create(DISTRACTION, 8, KEY),
+    "feed-forward": lambda: FeedForwardPolicy.create(DISTRACTION, 8, KEY),
+    "problem encoder": lambda: ProblemEncoder.create(576, 8, KEY, hidden=16),
+    "decoder": lambda: TrajectoryDecoder.create((9, 9, 4), 9, 8, KEY),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_the_published_ones(name):
+    make, expected = SIZES[name]
+    assert num_parameters(make()) == expected
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_leaf_is_an_array(name):
+    leaves = jax.tree.leaves(MODULES[name]())
+    assert leaves
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in leaves)
+
+
+def test_plain_transformations_apply_to_networks():
+    weights = MLP.create((3, 4, 2), KEY)
+    gradients = jax.jit(jax.grad(lambda w: jnp.sum(w(jnp.ones(3)))))(weights)
+    stepped = jax.tree.map(lambda w, g: w - g, weights, gradients)
+    np.testing.assert_allclose(stepped.layers[1].bias, weights.layers[1].bias - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "bound"),
+    [
+        (jax.tree.leaves(Linear.create(100, 400, KEY)), 0.1),
+        (jax.tree.leaves(Linear.create(100, 400, KEY, fan_in=25)), 0.2),
+        (jax.tree.leaves(LSTM.create(4, 100, KEY)), 0.1),
+    ],
+    ids=["linear", "linear with fan-in", "lstm"],
+)
+def test_weights_start_uniform_within_their_bound(tensors, bound):
+    values = np.concatenate([np.ravel(tensor) for tensor in tensors])
+    for tensor in tensors:  # no tensor is left out, or drawn on a scale of its own
+        assert 0.95 * bound < np.abs(tensor).max() <= bound
+    assert values.std() == pytest.approx(bound / 3**0.5, rel=0.03)
+    assert values.mean() == pytest.approx(0, abs=0.02 * bound)
+
+
+def test_embeddings_start_normal():
+    table = Embedding.create(100, 100, KEY).table
+    assert table.mean() == pytest.approx(0, abs=0.03)
+    assert table.std() == pytest.approx(1, abs=0.03)
+
+
+def test_initial_tensors_are_drawn_independently():
+    lstm = LSTM.create(8, 8, KEY)
+    assert not np.allclose(lstm.project.weight, lstm.recurrent.weight)
+    assert not np.allclose(lstm.project.weight[0], lstm.project.bias)
+
+
+@pytest.mark.parametrize("widths", [(5,), (2, 3), (1, 3, 1)])
+def test_the_parts_of_a_split_map_sum_to_the_whole(widths):
+    linear = Linear.create(5, 4, KEY)
+    x = jax.random.normal(KEY, (5,))[: sum(widths)]
+    parts = np.split(x, np.cumsum(widths)[:-1])
+    total = sum(part(value) for part, value in zip(linear.split(widths), parts, strict=True))
+    np.testing.assert_allclose(total, linear(x), atol=1e-6)
+
+
+def test_an_mlp_is_affine_after_its_last_activation():
+    mlp = MLP.create((3, 4, 2), KEY)
+    (w0, b0), (w1, b1) = [(np.asarray(layer.weight), np.asarray(layer.bias)) for layer in mlp.layers]
+    x = np.array([1.0, -2.0, 0.5], np.float32)
+    np.testing.assert_allclose(mlp(jnp.asarray(x)), np.maximum(x @ w0 + b0, 0) @ w1 + b1, atol=1e-6)
+
+
+def test_a_discrete_encoder_reads_every_component():
+    encoder = DiscreteEncoder.create((3, 4), 8, KEY)
+    outputs = {tuple(np.asarray(encoder(jnp.array(x))).round(5).tolist()) for x in np.ndindex(3, 4)}
+    assert len(outputs) == 12
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm_by_hand(lstm, inputs):
+    """Hochreiter & Schmidhuber 1997 with forget gates, one sequence: i, f, g, o = x W + h U + b."""
+    hidden = cell = np.zeros(lstm.recurrent.weight.shape[0])
+    outputs = []
+    for x in inputs:
+        gates = x @ np.asarray(lstm.project.weight) + np.asarray(lstm.project.bias)
+        gates = gates + hidden @ np.asarray(lstm.recurrent.weight) + np.asarray(lstm.recurrent.bias)
+        i, f, g, o = np.split(gates, 4)
+        cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
+        hidden = sigmoid(o) * np.tanh(cell)
+        outputs.append(hidden)
+    return np.array(outputs)
+
+
+def test_an_lstm_unrolls_to_its_formula_and_to_its_steps():
+    lstm = LSTM.create(3, 4, KEY)
+    inputs = 3 * jax.random.normal(jax.random.key(1), (7, 2, 3))
+    projected = jax.vmap(jax.vmap(lstm.project))(inputs)
+    unrolled = lstm.unroll(projected)
+    for b in range(2):
+        np.testing.assert_allclose(unrolled[:, b], lstm_by_hand(lstm, np.asarray(inputs[:, b])), atol=1e-5)
+        state = lstm.initial()
+        for t in range(7):
+            state = lstm.step(state, projected[t, b])
+            np.testing.assert_allclose(state[0], unrolled[t, b], atol=1e-6)
+
+
+def test_the_dueling_mean_is_per_state():
+    value, advantage = jnp.array([1.0, 2.0]), jnp.array([[1.0, -1.0], [3.0, 1.0]])
+    combined = jax.vmap(dueling)(value, advantage)
+    np.testing.assert_allclose(combined, [[2, 0], [3, 1]])  # the published code's batch mean gives [[1, -1], [4, 2]]
+
+
+def test_dueling_heads_give_values_of_the_given_mean():
+    heads = Dueling.create(3, 5, KEY)
+    x = jnp.array([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(jnp.mean(heads(x)), heads.value(x)[0], atol=1e-6)
+    assert np.ptp(heads(x)) > 0.01
