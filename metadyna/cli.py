@@ -45,7 +45,7 @@ out = Console()
 class Train:
     """Meta-train a system on a task family and evaluate it on held-out tasks as it learns."""
 
-    config: tyro.conf.OmitArgPrefixes[Config]
+    config: Annotated[Config, tyro.conf.arg(name="")]
     out: Path
     """Run folder; must not hold a run yet."""
 
@@ -54,7 +54,7 @@ class Train:
 class Resume:
     """Go on where a run stopped; it ends as if it had never stopped."""
 
-    config: tyro.conf.OmitArgPrefixes[Config]
+    config: Annotated[Config, tyro.conf.arg(name="")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,7 +99,7 @@ def _parse(kind: Callable[..., Any], verb: str, words: list[str], **options: Any
             raise
         words_only = complaint.getvalue().translate({ord(c): " " for c in "│╭╮╰╯─"})
         lines = [" ".join(line.split()) for line in words_only.splitlines()]
-        told = [line for line in lines if line and not line.startswith(("Parsing error", "For full helptext"))]
+        told = [line for line in lines if line and "--help" not in line and not line.startswith("Parsing error")]
         raise UserError(f"{' '.join(told)} (see metadyna {verb} --help)") from None
 
 

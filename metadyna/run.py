@@ -253,26 +253,29 @@ def _train(
         }
         checkpoints.save(chunk, state, metadata)
 
-    with RunLog(folder, resume_step) as log, Progress(config.steps, progress, max(resume_step, 0)) as bar:
-        with _interruptible() as interrupted:
-            while not np.all(_ended(config, state, steps)) and not interrupted():
-                started = time.monotonic()
-                state, metrics, counts = program.chunk(state)
-                before, steps = steps, np.asarray(counts)
-                row = _means(metrics, folder, int(np.mean(steps)))
-                row["time/env_steps_per_second"] = float(np.sum(steps - before)) / (time.monotonic() - started)
-                chunk += 1
-                state, scores = _evaluate_if_due(program, state, steps)
-                row.update(scores)
-                row["time/seconds"] = seconds + time.monotonic() - began
-                log.write(int(np.mean(steps)), row)
-                latest = row.get("eval/return", row.get("train/episode_return"))
-                bar.update(int(np.mean(steps)), None if latest is None else float(np.mean(latest)))
-                if time.monotonic() - saved >= config.checkpoint_seconds:
-                    save()
-                    saved = time.monotonic()
-            save()
-            return Result(folder, config, state, interrupted=interrupted())
+    with (
+        RunLog(folder, resume_step) as log,
+        Progress(config.steps, progress, max(resume_step, 0)) as bar,
+        _interruptible() as interrupted,
+    ):
+        while not np.all(_ended(config, state, steps)) and not interrupted():
+            started = time.monotonic()
+            state, metrics, counts = program.chunk(state)
+            before, steps = steps, np.asarray(counts)
+            row = _means(metrics, folder, int(np.mean(steps)))
+            row["time/env_steps_per_second"] = float(np.sum(steps - before)) / (time.monotonic() - started)
+            chunk += 1
+            state, scores = _evaluate_if_due(program, state, steps)
+            row.update(scores)
+            row["time/seconds"] = seconds + time.monotonic() - began
+            log.write(int(np.mean(steps)), row)
+            latest = row.get("eval/return", row.get("train/episode_return"))
+            bar.update(int(np.mean(steps)), None if latest is None else float(np.mean(latest)))
+            if time.monotonic() - saved >= config.checkpoint_seconds:
+                save()
+                saved = time.monotonic()
+        save()
+        return Result(folder, config, state, interrupted=interrupted())
 
 
 def _steps(program: Program, state: RunState) -> np.ndarray:
