@@ -1,0 +1,1 @@
+"""Measurements: speed, and learning with many seeds."""
