@@ -1,7 +1,8 @@
 """Action-value networks for agents that see discrete observations, an instruction and a context.
 
 Sizes follow the published code of DREAM (Liu et al. 2021). Every policy has `step`, one observation at a time as an
-agent acts, and `unroll`, the same values for whole padded episodes at once as a learner needs them.
+agent acts, and `unroll`, the same values for whole padded episodes at once as a learner needs them. `lengths`, where
+given, counts the observations of each episode that are valued; what comes out beyond them means nothing.
 """
 
 import equinox as eqx
@@ -45,14 +46,18 @@ class ExplorePolicy(eqx.Module):
         return self.values(memory[0]), memory
 
     def unroll(
-        self, obs: Int[Array, "T1 B components"], prev_action: Int[Array, "T1 B"], distinct: Distinct
+        self,
+        obs: Int[Array, "T1 B components"],
+        prev_action: Int[Array, "T1 B"],
+        distinct: Distinct,
+        lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "T1 B actions"]:
         """The same values for whole episodes; from the ReLU to the gates all is linear and sums over the inputs."""
         of_state, of_action = self.mix.split((64, 16))
         gates = Linear(self.lstm.project.weight, jnp.zeros_like(self.lstm.project.bias))
         by_state = embed_distinct(lambda x: self.lstm.project(of_state(jax.nn.relu(self.state(x)))), distinct, obs)
         by_action = jax.vmap(lambda x: gates(of_action(jax.nn.relu(x))))(self.action.table)[prev_action + 1]
-        return jax.vmap(jax.vmap(self.values))(self.lstm.unroll(by_state + by_action))
+        return jax.vmap(jax.vmap(self.values))(self.lstm.unroll(by_state + by_action, lengths))
 
 
 class RecurrentPolicy(eqx.Module):
@@ -96,13 +101,14 @@ class RecurrentPolicy(eqx.Module):
         instruction: Int[Array, "B components"],
         context: Float[Array, "B width"],
         distinct: Distinct,
+        lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "T1 B actions"]:
         """The same values for whole episodes; what an episode holds constant is computed once."""
         of_state, of_instruction = self.mix.split((64, 64))
         gates = Linear(self.lstm.project.weight, jnp.zeros_like(self.lstm.project.bias))
         by_state = embed_distinct(lambda x: self.lstm.project(of_state(jax.nn.relu(self.state(x)))), distinct, obs)
         by_instruction = jax.vmap(lambda x: gates(of_instruction(jax.nn.relu(self.instruction(x)))))(instruction)
-        hidden = self.lstm.unroll(by_state + by_instruction[None])
+        hidden = self.lstm.unroll(by_state + jnp.broadcast_to(by_instruction[None], by_state.shape), lengths)
         of_hidden, of_context = self.trunk.layers[0].split((64, context.shape[-1]))
         by_context = jax.vmap(of_context)(context)
         return head_over_time(self, jax.vmap(jax.vmap(of_hidden))(hidden) + by_context[None])
@@ -144,6 +150,7 @@ class FeedForwardPolicy(eqx.Module):
         instruction: Int[Array, "B components"],
         context: Float[Array, "B width"],
         distinct: Distinct,
+        lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "T1 B actions"]:
         """The same values for whole episodes."""
         of_state, of_instruction, of_context = self.trunk.layers[0].split((64, 64, context.shape[-1]))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from metadyna.improve.ddqn import masked_mean
 from metadyna.nets import LSTM, MLP, DiscreteEncoder, Embedding
 from metadyna.observations import Distinct, embed_distinct
-from metadyna.rollout import all_observations
+from metadyna.rollout import all_observations, episode_lengths
 from metadyna.types import Transition
 
 
@@ -71,7 +71,7 @@ class TrajectoryDecoder(eqx.Module):
         by_action = jax.vmap(action)(self.action.table)[episodes.action]
         hidden = jax.nn.relu(from_state + to_state + by_action)
         project = jax.vmap(jax.vmap(lambda x: self.lstm.project(output_layer(x))))
-        states = self.lstm.unroll(project(hidden))
+        states = self.lstm.unroll(project(hidden), episode_lengths(episodes.last))
         states = jnp.concatenate([jnp.zeros_like(states[:1]), states])
         return jax.vmap(jax.vmap(self.output))(states)
 

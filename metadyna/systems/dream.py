@@ -322,8 +322,9 @@ class DREAM:
         reward = information_gain(distance, valid, self.penalty)
 
         observations, actions = all_observations(episodes), previous_actions(episodes.action)
-        online = weights.unroll(observations, actions, distinct)
-        slow = target.unroll(observations, actions, distinct)
+        valued = episode_lengths(episodes.last) + 1
+        online = weights.unroll(observations, actions, distinct, valued)
+        slow = target.unroll(observations, actions, distinct, valued)
         goal = double_q_target(reward, self.explore.discount * episodes.discount, online[1:], slow[1:])
         loss = td_loss(online[:-1], episodes.action, goal, valid)
         return loss, {"td_loss": loss, "episode_reward": jnp.mean(jnp.sum(reward, axis=0))}
@@ -362,8 +363,9 @@ class DREAM:
             slow_context = self._context(target, batch.problem, explore, kind, self._rho, distinct, k_target)
 
         observations = all_observations(execute)
-        online = weights.policy.unroll(observations, batch.instruction, context, distinct)
-        slow = target.policy.unroll(observations, batch.instruction, slow_context, distinct)
+        valued = episode_lengths(execute.last) + 1
+        online = weights.policy.unroll(observations, batch.instruction, context, distinct, valued)
+        slow = target.policy.unroll(observations, batch.instruction, slow_context, distinct, valued)
         goal = double_q_target(execute.reward, self.execute.discount * execute.discount, online[1:], slow[1:])
         losses = {"td_loss": td_loss(online[:-1], execute.action, goal, valid_steps(execute.last))}
         if not self.oracle:

@@ -1,5 +1,7 @@
 """DDQN: targets and schedules against hand-computed numbers, and the five probes."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,11 +124,13 @@ def test_updates_follow_the_steps_once_warm(before, after, episodes, due):
 def test_no_cut_of_the_steps_loses_an_update(every):
     settings = DDQN(update_every=every, warmup=0)
     marks = np.cumsum(np.random.default_rng(0).integers(0, 9, 50))
-    due = [settings.updates_due(*map(jnp.int32, (a, b, 1))) for a, b in zip(marks[:-1], marks[1:], strict=True)]
+    due = [settings.updates_due(*map(jnp.int32, (a, b, 1))) for a, b in pairwise(marks)]
     assert sum(due) == marks[-1] // every - marks[0] // every
 
 
-@pytest.mark.parametrize(("period", "every", "moves"), [(12, 4, {3, 6}), (1, 1, {1, 2, 3, 4, 5, 6}), (3, 4, range(1, 7))])
+@pytest.mark.parametrize(
+    ("period", "every", "moves"), [(12, 4, {3, 6}), (1, 1, {1, 2, 3, 4, 5, 6}), (3, 4, range(1, 7))]
+)
 def test_the_target_moves_when_its_period_is_over(period, every, moves):
     settings = DDQN(target_period=period, update_every=every, learning_rate=0.1)
     history = descend(settings, settings.init(jnp.zeros(2)), 1.0, 6)
@@ -140,7 +144,7 @@ def test_the_target_moves_when_its_period_is_over(period, every, moves):
 def test_the_target_may_follow_as_a_polyak_average():
     settings = DDQN(target_period=1, update_every=1, target_rate=0.25, learning_rate=0.1)
     history = descend(settings, settings.init(jnp.zeros(2)), 1.0, 3)
-    for old, new in zip(history[:-1], history[1:], strict=True):
+    for old, new in pairwise(history):
         np.testing.assert_allclose(new.target, 0.75 * old.target + 0.25 * new.weights, rtol=1e-6)
 
 
