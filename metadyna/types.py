@@ -28,6 +28,11 @@ class Average(NamedTuple):
         """The mean of all entries."""
         return Average(jnp.sum(values, dtype=jnp.float32), jnp.int32(jnp.size(values)))
 
+    @staticmethod
+    def over(values: Array, chosen: Array) -> "Average":
+        """The mean of the entries where `chosen`."""
+        return Average(jnp.sum(jnp.where(chosen, values, 0.0)), jnp.sum(chosen, dtype=jnp.int32))
+
 
 Metrics = dict[str, Average]
 """Scalars by name, `group/quantity`."""

@@ -205,7 +205,7 @@ class DREAM:
         execute, execute_metrics = repeat_updates(update_execute, state.execute, due_execute, k_execute)
 
         metrics = {
-            "train/episode_return": Average.of(episode_returns(time_major(new.execute))),
+            **self._returns(new, self._by_decoder(iteration, self.parallel)),
             "train/exploration_length": Average.of(explored),
             "train/execution_length": Average.of(executed),
             "explore/epsilon": Average.of(epsilons[0]),
@@ -296,6 +296,15 @@ class DREAM:
         """The exploration steps that count; none if nobody explores."""
         valid = valid_steps(explore.last)
         return jnp.zeros_like(valid) if self.exploration == "none" or self.oracle else valid
+
+    def _returns(self, trials: Trial, by_decoder: Bool[Array, "B"]) -> Metrics:
+        """Returns while practising: of all trials, and apart by where the context came from."""
+        returns = episode_returns(time_major(trials.execute))
+        return {
+            "train/episode_return": Average.of(returns),
+            "train/return_by_encoder": Average.over(returns, ~by_decoder),
+            "train/return_by_decoder": Average.over(returns, by_decoder),
+        }
 
     def _lengths(self, trials: Trial) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
         explored = jnp.sum(self._explored(time_major(trials.explore)), axis=0)
