@@ -23,6 +23,7 @@ from metadyna import envs, replay, run, runinfo, seeds
 from metadyna.doctor import matmul_gflops
 from metadyna.experiments.presets import PRESETS
 from metadyna.observations import Distinct
+from metadyna.types import sizes
 
 OFFICIAL_STEPS_PER_SECOND = 115
 """The official code on such a machine, one thread, once both agents learn (shared/stack.md)."""
@@ -64,7 +65,7 @@ def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
 def bench_env(name: str, copies: int = 1024, steps: int = 1000) -> dict[str, float]:
     """Environment steps per second with a uniformly random policy, `copies` at once, under one jitted scan."""
     family = envs.make(name)
-    env = family.env
+    env, actions = family.env, sizes(family.env.spec.action)[0]
     tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), copies))
 
     @jax.jit
@@ -73,8 +74,8 @@ def bench_env(name: str, copies: int = 1024, steps: int = 1000) -> dict[str, flo
 
         def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
             state, total = carry
-            actions = jax.random.randint(key, (copies,), 0, env.spec.action.sizes[0])
-            state, timestep = jax.vmap(env.step, in_axes=(0, 0, 0, None))(tasks, state, actions, key)
+            chosen = jax.random.randint(key, (copies,), 0, actions)
+            state, timestep = jax.vmap(env.step, in_axes=(0, 0, 0, None))(tasks, state, chosen, key)
             return (state, total + timestep.reward), None
 
         carry = (state, jnp.zeros(copies))
@@ -127,9 +128,10 @@ def _updates(state: run.RunState) -> np.ndarray:
 
 def update_flops(program: run.Program, state: run.RunState) -> dict[str, int]:
     """Matmul operations in the gradient of each agent's loss, as written (padding included)."""
-    system, env = program.config.system, program.family.env
+    system = program.config.system
+    env: Any = program.family.env
     one = jax.tree.map(lambda x: x[0], state.system)
-    distinct = Distinct.create(env.observations, env.spec.observation.sizes)
+    distinct = Distinct.create(env.observations, sizes(env.spec.observation))
     batch = replay.sample(one.trials, jax.random.key(0), system.execute.batch)
     by_decoder = jnp.ones(system.execute.batch, bool)
 

@@ -21,8 +21,8 @@ def _count(jaxpr: core.Jaxpr) -> int:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * depth
+            depth = math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
+            total += 2 * math.prod(_shape(equation.outvars[0])) * depth
         elif name == "scan":
             total += params["length"] * _count(params["jaxpr"].jaxpr)
         elif name == "cond":
@@ -32,11 +32,14 @@ def _count(jaxpr: core.Jaxpr) -> int:
     return total
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
     found = []
     for value in params.values():
-        if isinstance(value, core.ClosedJaxpr):
-            found.append(value.jaxpr)
-        elif isinstance(value, core.Jaxpr):
-            found.append(value)
+        closed = getattr(value, "jaxpr", value)
+        if isinstance(closed, core.Jaxpr):
+            found.append(closed)
     return found

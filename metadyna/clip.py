@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from metadyna.envs.gridworld import Action, Grid
+from metadyna.envs.cooking import CookingGrid
+from metadyna.envs.gridworld import Action, CityGrid
 from metadyna.envs.render import picture, text
 from metadyna.errors import UserError
 from metadyna.rollout import episode_lengths
@@ -38,6 +39,8 @@ def render(
         raise UserError(f"seed index {seed} is out of range; the run has {config.seeds}, counted from 0")
     program = result.program
     env = program.family.env
+    if not isinstance(env, CityGrid | CookingGrid):
+        raise UserError(f"there is no picture of {type(env).__name__}; only grids can be rendered")
     tasks = program.tasks(split)
     count = tasks.problem.shape[0]
     index = count // 2 if task is None else task
@@ -66,13 +69,13 @@ def render(
 
 
 def _episode(
-    env: Grid, task: Any, episode: Transition, name: str, size: int
+    env: CityGrid | CookingGrid, task: Any, episode: Transition, name: str, size: int
 ) -> tuple[list[UInt8[np.ndarray, "height width 3"]], dict[str, Any]]:
     """Frames and record of one episode; the grids are deterministic, so its actions tell every state."""
     length = int(episode_lengths(episode.last)[0])
     actions = [Action(int(a)) for a in episode.action[:length, 0]]
     rewards = np.asarray(episode.reward[:length, 0])
-    state, _ = env.reset(task, jax.random.key(0))
+    state: Any = env.reset(task, jax.random.key(0))[0]
     scores = not name.endswith("exploration")
     frames = [_captioned(picture(env, task, state, size), name, "start")]
     boards = [text(env, task, state)]

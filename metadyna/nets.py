@@ -212,7 +212,9 @@ def _running_backward(kept: tuple[Array, ...], slope: Array) -> tuple[Array, Arr
     batch, width = hidden.shape[1:]
 
     def rows(count: int) -> Callable[..., tuple[Array, Array, Array]]:
-        def retreat(d_hidden: Array, d_cell: Array, slope: Array, cell: Array, gates: Array) -> tuple[Array, ...]:
+        def retreat(
+            d_hidden: Array, d_cell: Array, slope: Array, cell: Array, gates: Array
+        ) -> tuple[Array, Array, Array]:
             _, pull = jax.vjp(lstm_cell, gates[:count], cell[:count])
             d_gates, d_cell_before = pull((d_hidden[:count] + slope[:count], d_cell[:count]))
             d_hidden_before = d_gates @ weight.T

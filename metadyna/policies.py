@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from metadyna.nets import LSTM, MLP, DiscreteEncoder, Dueling, Embedding, Linear, LSTMState
 from metadyna.observations import Distinct, embed_distinct
-from metadyna.types import EnvSpec
+from metadyna.types import EnvSpec, sizes
 
 
 class ExplorePolicy(eqx.Module):
@@ -27,10 +27,10 @@ class ExplorePolicy(eqx.Module):
     @staticmethod
     def create(spec: EnvSpec, key: PRNGKeyArray) -> "ExplorePolicy":
         """Sizes after the reference implementation."""
-        (actions,) = spec.action.sizes
+        (actions,) = sizes(spec.action)
         k_state, k_action, k_mix, k_lstm, k_values = jax.random.split(key, 5)
         return ExplorePolicy(
-            DiscreteEncoder.create(spec.observation.sizes, 64, k_state),
+            DiscreteEncoder.create(sizes(spec.observation), 64, k_state),
             Embedding.create(actions + 1, 16, k_action),
             Linear.create(64 + 16, 64, k_mix),
             LSTM.create(64, 64, k_lstm),
@@ -75,12 +75,12 @@ class RecurrentPolicy(eqx.Module):
         """Sizes after the reference implementation."""
         k_state, k_instruction, k_mix, k_lstm, k_trunk, k_values = jax.random.split(key, 6)
         return RecurrentPolicy(
-            DiscreteEncoder.create(spec.observation.sizes, 64, k_state),
-            DiscreteEncoder.create(spec.instruction.sizes, 64, k_instruction),
+            DiscreteEncoder.create(sizes(spec.observation), 64, k_state),
+            DiscreteEncoder.create(sizes(spec.instruction), 64, k_instruction),
             Linear.create(64 + 64, 64, k_mix),
             LSTM.create(64, 64, k_lstm),
             MLP.create((64 + context, 256, 64), k_trunk),
-            Dueling.create(64, spec.action.sizes[0], k_values),
+            Dueling.create(64, sizes(spec.action)[0], k_values),
         )
 
     def initial(self, batch: tuple[int, ...]) -> LSTMState:
@@ -88,7 +88,7 @@ class RecurrentPolicy(eqx.Module):
         return self.lstm.initial(batch)
 
     def step(
-        self, memory: LSTMState, obs: Array, instruction: Array, context: Float[Array, "width"]
+        self, memory: LSTMState, obs: Array, instruction: Array, context: Float[Array, "context"]
     ) -> tuple[Float[Array, "actions"], LSTMState]:
         """Values of one observation."""
         inputs = jnp.concatenate([self.state(obs), self.instruction(instruction)])
@@ -98,8 +98,8 @@ class RecurrentPolicy(eqx.Module):
     def unroll(
         self,
         obs: Int[Array, "T1 B components"],
-        instruction: Int[Array, "B components"],
-        context: Float[Array, "B width"],
+        instruction: Int[Array, "B parts"],
+        context: Float[Array, "B context"],
         distinct: Distinct,
         lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "T1 B actions"]:
@@ -127,10 +127,10 @@ class FeedForwardPolicy(eqx.Module):
         """Sizes after the reference implementation's first release."""
         k_state, k_instruction, k_trunk, k_values = jax.random.split(key, 4)
         return FeedForwardPolicy(
-            DiscreteEncoder.create(spec.observation.sizes, 64, k_state),
-            DiscreteEncoder.create(spec.instruction.sizes, 64, k_instruction),
+            DiscreteEncoder.create(sizes(spec.observation), 64, k_state),
+            DiscreteEncoder.create(sizes(spec.instruction), 64, k_instruction),
             MLP.create((64 + 64 + context, 256, 64), k_trunk),
-            Dueling.create(64, spec.action.sizes[0], k_values),
+            Dueling.create(64, sizes(spec.action)[0], k_values),
         )
 
     def initial(self, batch: tuple[int, ...]) -> tuple[()]:
@@ -138,7 +138,7 @@ class FeedForwardPolicy(eqx.Module):
         return ()
 
     def step(
-        self, memory: tuple[()], obs: Array, instruction: Array, context: Float[Array, "width"]
+        self, memory: tuple[()], obs: Array, instruction: Array, context: Float[Array, "context"]
     ) -> tuple[Float[Array, "actions"], tuple[()]]:
         """Values of one observation."""
         inputs = jnp.concatenate([self.state(obs), self.instruction(instruction), context])
@@ -147,8 +147,8 @@ class FeedForwardPolicy(eqx.Module):
     def unroll(
         self,
         obs: Int[Array, "T1 B components"],
-        instruction: Int[Array, "B components"],
-        context: Float[Array, "B width"],
+        instruction: Int[Array, "B parts"],
+        context: Float[Array, "B context"],
         distinct: Distinct,
         lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "T1 B actions"]:

@@ -25,7 +25,7 @@ class DeviceCollector:
         """Play one episode per task, [T, B] with T the horizon; steps after the end are padding.
 
         `carry` is the agent's memory at the start of each episode, batched [B] like `tasks`. `act` speaks of one
-        copy of the environment. The result does not depend on how the batch is cut.
+        copy of the environment.
         """
         batch = jax.tree.leaves(tasks)[0].shape[0]
         keys = jax.random.split(key, batch)

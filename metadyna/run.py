@@ -308,7 +308,7 @@ def _means(metrics: dict[str, Average], folder: Path, step: int) -> dict[str, An
     """Means over a chunk by name; quantities without a single measurement are left out."""
     row: dict[str, Any] = {}
     for name, average in metrics.items():
-        total, count = np.asarray(average.total, np.float64), np.asarray(average.count)
+        total, count = np.asarray(average.total, np.float64), np.asarray(average.weight)
         if not np.isfinite(total).all():
             raise UserError(
                 f"{name} is not finite at step {step}: training stopped; the last good checkpoint in {folder} is kept"

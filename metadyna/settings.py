@@ -1,9 +1,10 @@
 """Checks for settings: frozen dataclasses that are the configuration and the part."""
 
 import math
+import typing
 from typing import Any
 
-from metadyna.errors import UserError
+from metadyna.errors import UserError, unknown
 
 
 def check_ranges(settings: Any, **ranges: str) -> None:
@@ -18,7 +19,16 @@ def check_ranges(settings: Any, **ranges: str) -> None:
             raise UserError(f"{kind}.{name} = {value} is out of range; it must lie in {interval}")
 
 
-def _inside(value: float, interval: str) -> bool:
+def check_choices(settings: Any, *names: str) -> None:
+    """Raise a `UserError` unless every named field, annotated with a `Literal`, holds one of its values."""
+    hints = typing.get_type_hints(type(settings))
+    for name in names:
+        choices, value = typing.get_args(hints[name]), getattr(settings, name)
+        if value not in choices:
+            raise unknown(f"{type(settings).__name__}.{name}", str(value), choices)
+
+
+def _inside(value: float | int, interval: str) -> bool:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high

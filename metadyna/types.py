@@ -5,10 +5,12 @@ and the part. *Weights* are Equinox modules whose every leaf is an array. *State
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from metadyna.errors import UserError
 
 Task = TypeVar("Task")
 """A pytree of arrays that fixes one MDP of a family: a goal, masses, a maze."""
@@ -21,7 +23,7 @@ class Average(NamedTuple):
     """A mean in two parts, so that means of unequal, even empty, groups combine exactly."""
 
     total: Array
-    count: Array
+    weight: Array
 
     @staticmethod
     def of(values: Array) -> "Average":
@@ -60,6 +62,13 @@ class Box:
 
 
 Space = Discrete | Box
+
+
+def sizes(space: Space | None) -> tuple[int, ...]:
+    """Sizes of the components of a discrete space; `UserError` for any other, for methods that need one."""
+    if not isinstance(space, Discrete):
+        raise UserError(f"this method needs a discrete space, but the environment's is {space}")
+    return space.sizes
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,7 @@ class Transition(NamedTuple):
     extras: PyTree = ()
 
 
+@runtime_checkable
 class Env(Protocol):
     """A family of MDPs in pure JAX: one copy, one task; `vmap` makes the batch."""
 
@@ -129,6 +139,7 @@ class Env(Protocol):
         ...
 
 
+@runtime_checkable
 class TaskDistribution(Protocol):
     """Where tasks come from; train and test are two distributions."""
 
@@ -155,6 +166,7 @@ class Family(NamedTuple):
     references: Any
 
 
+@runtime_checkable
 class Collector(Protocol):
     """Whatever steps an environment: compiled with the agent on a device, or a loop over host simulators."""
 
@@ -173,6 +185,7 @@ class Collector(Protocol):
         ...
 
 
+@runtime_checkable
 class System(Protocol):
     """A method: a frozen dataclass of settings whose methods are pure."""
 

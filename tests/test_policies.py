@@ -72,7 +72,7 @@ def test_execution_values_depend_on_every_input(kind):
     changes = {"obs": jnp.array([1, 2, 0, 0]), "instruction": jnp.array([4, 4]), "context": jnp.ones(CONTEXT)}
     step = jax.jit(lambda inputs: policy.step(policy.initial(()), **inputs)[0])
     for name, other in changes.items():
-        assert np.abs(step({**inputs, name: other}) - step(inputs)).max() > 1e-3
+        assert np.abs(step({**inputs, name: other}) - step(inputs)).max() > 1e-4
 
 
 def embed_prefix(decoder, episodes, b, length):

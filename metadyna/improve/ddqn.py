@@ -120,7 +120,9 @@ def repeat_updates(
     return learner, {name: Average(total, times) for name, total in totals.items()}
 
 
-def greedy_or_random(values: Float[Array, "actions"], epsilon: Float[Array, ""], key: PRNGKeyArray) -> Int[Array, ""]:
+def greedy_or_random(
+    values: Float[Array, "actions"], epsilon: Float[Array, ""] | float, key: PRNGKeyArray
+) -> Int[Array, ""]:
     """Take the best action, or with probability ε a uniformly random one."""
     k_coin, k_action = jax.random.split(key)
     random = jax.random.randint(k_action, (), 0, values.shape[-1])

@@ -16,7 +16,8 @@ Names: μ `problem`, i `instruction`, z `context`, f `encoder`, g `decoder`, ρ 
 
 Differences from the published code, each on purpose: the dueling mean is taken per state, not over the batch; targets
 start as copies of the weights; target networks run from zero memory over the whole episode, not from stored states;
-updates use finished trials only, so those due during an execution episode run right after it; gradients of the
+updates use finished trials only, so those due during an execution episode run right after it; ε is held during an
+iteration and warm-up counts episodes for either policy; gradients of the
 exploration reward are not mixed into the exploration network's clipped norm; the target's context is of the same kind
 as the online one (`target_context="encoder"` gives the code's behaviour).
 """
@@ -52,8 +53,8 @@ from metadyna.rollout import (
     previous_actions,
     valid_steps,
 )
-from metadyna.settings import check_ranges
-from metadyna.types import Average, Collector, EnvSpec, Metrics, TimeStep, Transition
+from metadyna.settings import check_choices, check_ranges
+from metadyna.types import Average, Collector, EnvSpec, Metrics, TimeStep, Transition, sizes
 
 
 class Trial(NamedTuple):
@@ -116,6 +117,7 @@ class DREAM:
     """Schedule of the execution policy, encoder and decoder."""
 
     def __post_init__(self) -> None:
+        check_choices(self, "exploration", "mixture", "target_context")
         check_ranges(
             self,
             noise="[0, inf)",
@@ -173,7 +175,7 @@ class DREAM:
         explored, executed = self._lengths(new)
         explore_steps = state.explore_steps + jnp.sum(explored)
         execute_steps = state.execute_steps + jnp.sum(executed)
-        distinct = Distinct.create(collector.env.observations, collector.env.spec.observation.sizes)
+        distinct = Distinct.create(collector.env.observations, sizes(collector.env.spec.observation))
 
         def update_explore(learner: Learner, key: PRNGKeyArray) -> tuple[Learner, dict[str, Array]]:
             batch = replay.sample(trials, key, self.explore.batch)
@@ -258,7 +260,7 @@ class DREAM:
         memory = params.explore.lstm.initial((batch,))
         explore = collector.episodes(explore_act, (params.explore, epsilon), memory, hidden, k_explore)
 
-        distinct = Distinct.create(collector.env.observations, collector.env.spec.observation.sizes)
+        distinct = Distinct.create(collector.env.observations, sizes(collector.env.spec.observation))
         context = self._context(params.execute, problem, explore, by_decoder, noise, distinct, k_noise)
         policy = params.execute.policy
         carry = (policy.initial((batch,)), tasks.goal, context)
@@ -403,7 +405,7 @@ class ExecuteNets(eqx.Module):
         return ExecuteNets(
             policy.create(spec, width, k_policy),
             ProblemEncoder.create(problems, width, k_encoder, hidden=settings.encoder_hidden),
-            TrajectoryDecoder.create(spec.observation.sizes, spec.action.sizes[0], width, k_decoder),
+            TrajectoryDecoder.create(sizes(spec.observation), sizes(spec.action)[0], width, k_decoder),
         )
 
 

@@ -102,7 +102,7 @@ def test_training_is_finite_compiles_once_and_repeats(name):
     assert trained.traces == 1
     assert_same(train(trained.iterate, trained.states[0])[0][-1], trained.states[-1])
     for noted in trained.metrics:
-        assert all(np.isfinite(average.total) and average.count >= 0 for average in noted.values())
+        assert all(np.isfinite(average.total) and average.weight >= 0 for average in noted.values())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.states[-1]))
 
 
@@ -125,7 +125,7 @@ def test_steps_and_updates_are_counted_as_they_happen(name):
             due = due if learns and trials >= schedule.warmup else 0
             updates[kind] += due
             assert getattr(after, kind).updates == updates[kind]
-            assert metrics[n - 1][f"{kind}/td_loss"].count == due
+            assert metrics[n - 1][f"{kind}/td_loss"].weight == due
             # Exploring never moves f or g, though they make its reward; executing never moves the explorer.
             assert differ(getattr(after, kind).weights, getattr(before, kind).weights) == (due > 0)
     assert updates["execute"] > 0
@@ -136,7 +136,7 @@ def test_steps_and_updates_are_counted_as_they_happen(name):
 def test_in_some_iteration_only_one_policy_learns(name, kind):
     """Else the check above that the other one stays put would be empty."""
     other = {"explore": "execute", "execute": "explore"}[kind]
-    noted = [(m[f"{kind}/td_loss"].count > 0, m[f"{other}/td_loss"].count > 0) for m in run(name).metrics]
+    noted = [(m[f"{kind}/td_loss"].weight > 0, m[f"{other}/td_loss"].count > 0) for m in run(name).metrics]
     assert (True, False) in noted
 
 
@@ -151,7 +151,7 @@ def test_metrics_tell_of_the_new_trials(name):
         assert noted["train/episode_return"].total == pytest.approx(total, rel=1e-5)
         assert noted["train/execution_length"].total == executed[list(new)].sum()
         assert noted["train/exploration_length"].total == (explored[list(new)].sum() if explores(settings) else 0)
-        assert noted["train/episode_return"].count == settings.parallel
+        assert noted["train/episode_return"].weight == settings.parallel
         assert noted["execute/epsilon"].total == settings.execute.epsilon(states[n].execute_steps)
 
 
