@@ -99,7 +99,8 @@ def _parse(kind: Callable[..., Any], verb: str, words: list[str], **options: Any
             raise
         words_only = complaint.getvalue().translate({ord(c): " " for c in "│╭╮╰╯─"})
         lines = [" ".join(line.split()) for line in words_only.splitlines()]
-        told = [line for line in lines if line and "--help" not in line and not line.startswith("Parsing error")]
+        silent = ("Parsing error", "For full helptext")
+        told = [line for line in lines if line and "--help" not in line and not line.startswith(silent)]
         raise UserError(f"{' '.join(told)} (see metadyna {verb} --help)") from None
 
 
@@ -133,6 +134,8 @@ def _resume(words: list[str]) -> int:
     folder, rest = _folder(words, "resume")
     old = config.load(folder)
     changed = _parse(Resume, f"resume {folder}", rest, default=Resume(old)).config if rest else None
+    if changed:
+        run.refuse_changes(old, changed, f"{folder} was started with other settings")
     for line in config.differences(old, changed) if changed else []:
         out.print(f"changed {line}", markup=False, highlight=False)
     _prepare(changed or old)
@@ -176,7 +179,7 @@ def _reproduce(words: list[str]) -> int:
     figure, budget, folder, count = _parse(reproduce, "reproduce", words)
     runinfo.enable_compilation_cache()
     experiment = figures.find(figure, budget)
-    seeds.use_cores(count or experiment.seeds)
+    seeds.use_cores(experiment.seeds if count is None else count)
     for path in figures.reproduce(experiment, folder, count):
         print(path)
     return 0
@@ -301,6 +304,8 @@ def _plot(words: list[str]) -> int:
     folders, target, metric, title, as_json = _parse(draw, "plot", words)
     if not folders:
         raise UserError("plot needs at least one run folder")
+    if target.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"{target} does not end in .png, .pdf or .svg, the formats of plots")
     arms = plot_arms(folders)
     tasks = {config.load(folder).task for folder in folders}
     task = tasks.pop() if len(tasks) == 1 else None

@@ -41,13 +41,16 @@ class Config:
     def __post_init__(self) -> None:
         check_ranges(
             self,
-            steps="[1, inf)",
+            steps="[1, 2000000000]",  # counted in 32 bits on the device
             seed="[0, 4294967295]",
             seeds="[1, 4096]",
             chunk="[1, 1000000]",
             eval_every="[1, inf)",
             checkpoint_seconds="[0, inf)",
         )
+        if self.seed + self.seeds > 2**32:
+            last = self.seed + self.seeds - 1
+            raise UserError(f"Config.seed + Config.seeds - 1 = {last} is out of range; it must lie in [0, 4294967295]")
 
 
 def system_name(system: System) -> str:
@@ -77,8 +80,10 @@ def from_dict(record: Any, source: str = "config") -> Config:
 
 
 def save(config: Config, folder: Path) -> None:
-    """Write `config.json`."""
-    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    """Write `config.json`, all or nothing: without it the folder is no run."""
+    partial = folder / "config.json.partial"
+    partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    partial.replace(folder / "config.json")
 
 
 def load(folder: Path) -> Config:
@@ -126,9 +131,16 @@ def _build(kind: type, record: dict[str, Any], source: str) -> Any:
         if dataclasses.is_dataclass(hint) and isinstance(value, dict):
             value = _build(typing.cast(type, hint), value, f"{source}: {name}")
         elif not _fits(value, hint):
-            raise UserError(f"{source}: {name} = {value!r} is not a {getattr(hint, '__name__', hint)}")
+            raise UserError(f"{source}: {name} = {value!r} is not {_expected(hint)}")
         values[name] = value
     return kind(**values)
+
+
+def _expected(hint: Any) -> str:
+    """A type in words."""
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    return f"a {getattr(hint, '__name__', hint)}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -113,7 +113,7 @@ class Progress:
             rate = f"{self._rate(self._began):,.0f} steps/s"
             self._bar.update(self._task, completed=step, rate=rate, outcome=outcome)
         elif self._enabled and time.monotonic() - self._printed[0] >= PLAIN_INTERVAL:
-            remaining = (self._total - step) / max(self._rate(self._printed), 1e-9)
+            remaining = max(self._total - step, 0) / max(self._rate(self._printed), 1e-9)
             self._print(self._rate(self._printed), f"eta {_duration(remaining)}")
             self._printed = (time.monotonic(), step)
 

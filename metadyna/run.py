@@ -89,35 +89,34 @@ def run(config: Config, out: Path | str, progress: bool | None = None) -> Result
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose another")
     program = Program(config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        configs.save(config, folder)
-        record = json.dumps(runinfo.environment_record(), indent=2)
-        (folder / "environment.json").write_text(record + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; free or choose another disk") from None
+    _describe(config, folder)
     return _train(program, folder, program.init(), chunk=0, seconds=0.0, progress=progress)
 
 
 def resume(folder: Path | str, changed: Config | None = None, progress: bool | None = None) -> Result:
     """Continue a run from its newest good checkpoint to the same end as if it had never stopped.
 
-    `changed` may extend the run (`EXTENSIBLE` fields); any other difference is a `UserError` that lists it.
+    `changed` may extend the run (`EXTENSIBLE` fields); any other difference is a `UserError` that lists it. A seed that
+    has stopped goes on if `stop_at` is raised or dropped; a lower one is compared with evaluations to come.
     """
     folder = Path(folder)
     config = configs.load(folder)
     if changed is not None:
-        _refuse_changes(config, changed, f"{folder} was started with other settings")
+        refuse_changes(config, changed, f"{folder} was started with other settings")
         config = changed
     program = Program(config)
     try:
         restored = _restore(program, folder)
     except NoCheckpoint:
+        _describe(config, folder)
         return _train(program, folder, program.init(), chunk=0, seconds=0.0, progress=progress)
     if changed is not None:
-        configs.save(config, folder)
+        _describe(config, folder)
+    state, before = restored.state, configs.from_dict(restored.metadata["config"])
+    if _target(config) > _target(before):
+        state = state._replace(stopped=jnp.zeros_like(state.stopped))
     chunk, seconds = restored.metadata["chunk"], restored.metadata["seconds"]
-    result = _train(program, folder, program.place(restored.state), chunk, seconds, progress)
+    result = _train(program, folder, program.place(state), chunk, seconds, progress)
     return replace(result, notes=tuple(restored.notes))
 
 
@@ -182,9 +181,11 @@ class Program:
 
     @functools.cached_property
     def chunk(self) -> Callable[..., tuple[RunState, Metrics, Int[Array, "seeds"]]]:
-        """`config.chunk` iterations of every seed that has not ended: (states, roots) -> states, metrics, steps."""
+        """`config.chunk` iterations of every seed that has not ended: states -> states, metrics, steps."""
         compiled = seeds.over_seeds(self._chunk, self.mesh, donate=True)
-        return lambda state: compiled(state, self._roots)
+        # The length is an argument: a run that is extended finds its program in the cache.
+        limits = seeds.place(jnp.full(self.config.seeds, self.config.steps, jnp.int32), self.mesh)
+        return lambda state: compiled(state, self._roots, limits)
 
     def evaluate(self, state: RunState, split: str = "test") -> Evaluation:
         """Evaluate every seed on every task of the split, with keys that are the same for every run."""
@@ -216,7 +217,7 @@ class Program:
         system = self.config.system.init(self.collector, jax.random.fold_in(root, 2**32 - 1))
         return RunState(system, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
 
-    def _chunk(self, state: RunState, root: Array) -> tuple[RunState, Metrics, Int[Array, ""]]:
+    def _chunk(self, state: RunState, root: Array, limit: Int[Array, ""]) -> tuple[RunState, Metrics, Int[Array, ""]]:
         system = self.config.system
 
         def iterate(state: RunState, _: None) -> tuple[RunState, Metrics]:
@@ -232,9 +233,20 @@ class Program:
             shapes = jax.eval_shape(go_on, state)[1]
             return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        ended = state.stopped | (system.steps(state.system) >= self.config.steps)
+        ended = state.stopped | (system.steps(state.system) >= limit)
         state, metrics = jax.lax.cond(ended, rest, go_on, state)
         return state, metrics, system.steps(state.system)
+
+
+def _describe(config: Config, folder: Path) -> None:
+    """Write what is run, and with what."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        configs.save(config, folder)
+        record = json.dumps(runinfo.environment_record(), indent=2)
+        (folder / "environment.json").write_text(record + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}; free or choose another disk") from None
 
 
 def _train(
@@ -242,10 +254,14 @@ def _train(
 ) -> Result:
     config, checkpoints = program.config, Checkpoints(folder / "checkpoints")
     steps = _steps(program, state)
+    if np.all(_ended(config, state, steps)):
+        return Result(folder, config, state)
     resume_step = int(np.mean(steps)) if chunk else -1
     began = saved = time.monotonic()
+    saved_chunk = chunk if chunk else None
 
     def save() -> None:
+        _require_finite(program, state, folder, int(np.mean(steps)))
         metadata = {
             "chunk": chunk,
             "seconds": seconds + time.monotonic() - began,
@@ -265,7 +281,7 @@ def _train(
             row = _means(metrics, folder, int(np.mean(steps)))
             row["time/env_steps_per_second"] = float(np.sum(steps - before)) / (time.monotonic() - started)
             chunk += 1
-            state, scores = _evaluate_if_due(program, state, steps)
+            state, scores = _evaluate_if_due(program, state, before, steps)
             row.update(scores)
             row["time/seconds"] = seconds + time.monotonic() - began
             log.write(int(np.mean(steps)), row)
@@ -273,8 +289,9 @@ def _train(
             bar.update(int(np.mean(steps)), None if latest is None else float(np.mean(latest)))
             if time.monotonic() - saved >= config.checkpoint_seconds:
                 save()
-                saved = time.monotonic()
-        save()
+                saved, saved_chunk = time.monotonic(), chunk
+        if saved_chunk != chunk:
+            save()
         return Result(folder, config, state, interrupted=interrupted())
 
 
@@ -286,18 +303,25 @@ def _ended(config: Config, state: RunState, steps: np.ndarray) -> np.ndarray:
     return np.asarray(state.stopped) | (steps >= config.steps)
 
 
+def _target(config: Config) -> float:
+    """The evaluation return that ends a seed."""
+    return math.inf if config.stop_at is None else config.stop_at
+
+
 def _evaluate_if_due(
-    program: Program, state: RunState, steps: np.ndarray
+    program: Program, state: RunState, before: np.ndarray, steps: np.ndarray
 ) -> tuple[RunState, dict[str, float | list[float]]]:
     """Evaluate when a seed has crossed a multiple of `eval_every` or reached its last step."""
     config = program.config
-    # A run alone and in company must stop at the same point, so each seed is judged only where it is due itself.
-    crossed = steps // config.eval_every + (steps >= config.steps)
+    # A run alone and in company must stop at the same point, so each seed is judged only where it is due itself;
+    # and not by the evaluation at the last step, which a longer run does not have.
+    crossed = steps // config.eval_every
     due = (crossed > np.asarray(state.evaluated)) & ~np.asarray(state.stopped)
-    if not due.any():
+    finished = (before < config.steps) & (steps >= config.steps)
+    if not (due | finished).any():
         return state, {}
     scores = jax.vmap(Evaluation.metrics)(program.evaluate(state))
-    reached = np.asarray(scores["eval/return"]) >= (math.inf if config.stop_at is None else config.stop_at)
+    reached = np.asarray(scores["eval/return"]) >= _target(config)
     evaluated = np.where(due, crossed, np.asarray(state.evaluated)).astype(np.int32)
     stopped = np.asarray(state.stopped) | (due & reached)
     marks = seeds.place((jnp.asarray(evaluated), jnp.asarray(stopped)), program.mesh)
@@ -318,6 +342,17 @@ def _means(metrics: dict[str, Average], folder: Path, step: int) -> dict[str, An
     return row
 
 
+def _require_finite(program: Program, state: RunState, folder: Path, step: int) -> None:
+    """Raise before weights that are not finite, of which no loss has told yet, replace a good checkpoint."""
+    params = jax.vmap(program.config.system.params)(state.system)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(np.asarray(leaf)).all():
+            raise UserError(
+                f"the weight {jax.tree_util.keystr(path)} is not finite at step {step}: training stopped; "
+                f"the last good checkpoint in {folder} is kept"
+            )
+
+
 def _per_seed(values: Any) -> float | list[float]:
     """One float for one seed, a list for several."""
     listed = np.asarray(values, np.float64).tolist()
@@ -330,11 +365,12 @@ def _restore(program: Program, folder: Path) -> Any:
         raise NoCheckpoint
     restored = checkpoints.restore(program.like)
     saved = configs.from_dict(restored.metadata.get("config"), f"checkpoint in {folder}")
-    _refuse_changes(saved, program.config, f"{folder / 'config.json'} was changed since the checkpoint")
+    refuse_changes(saved, program.config, f"{folder / 'config.json'} was changed since the checkpoint")
     return restored
 
 
-def _refuse_changes(old: Config, new: Config, what: str) -> None:
+def refuse_changes(old: Config, new: Config, what: str) -> None:
+    """Raise a `UserError` that begins with `what` and lists the differences that a resumed run may not have."""
     changes = [line for line in configs.differences(old, new) if line.split(":")[0] not in EXTENSIBLE]
     if changes:
         raise UserError(f"{what}: {'; '.join(changes)}; restore them, or start a new run")

@@ -6,6 +6,7 @@ small matrices gain nothing from a batch there, loops whose length differs betwe
 longest, and a seed computes exactly the same numbers alone and in company.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +19,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 def use_cores(seeds: int) -> None:
     """Ask JAX for one CPU device per seed, at most two per core. Call before JAX computes anything.
 
-    More devices than cores keep all cores busy where the seeds do not divide evenly. Without a call all seeds take
-    turns on one core.
+    More devices than cores keep all cores busy where the seeds do not divide evenly. Without a call, or after JAX has
+    computed, all seeds take turns on one core.
     """
-    jax.config.update("jax_num_cpu_devices", max(1, min(seeds, 2 * (os.cpu_count() or 1))))
+    with contextlib.suppress(RuntimeError):  # the devices are there already
+        jax.config.update("jax_num_cpu_devices", max(1, min(seeds, 2 * (os.cpu_count() or 1))))
 
 
 def mesh(seeds: int) -> Mesh:

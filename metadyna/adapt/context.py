@@ -46,15 +46,17 @@ class TrajectoryDecoder(eqx.Module):
     output: MLP
 
     @staticmethod
-    def create(sizes: tuple[int, ...], actions: int, width: int, key: PRNGKeyArray) -> "TrajectoryDecoder":
-        """Sizes after the reference implementation of DREAM."""
+    def create(
+        sizes: tuple[int, ...], actions: int, width: int, key: PRNGKeyArray, memory: int = 128
+    ) -> "TrajectoryDecoder":
+        """Sizes after the reference implementation of DREAM; `memory` is the width of the LSTM."""
         k_state, k_action, k_transition, k_lstm, k_output = jax.random.split(key, 5)
         return TrajectoryDecoder(
             DiscreteEncoder.create(sizes, 64, k_state),
             Embedding.create(actions, 32, k_action),
             MLP.create((64 + 64 + 32, 128, 64), k_transition),
-            LSTM.create(64, 128, k_lstm),
-            MLP.create((128, 128, width), k_output),
+            LSTM.create(64, memory, k_lstm),
+            MLP.create((memory, 128, width), k_output),
         )
 
     def prefixes(self, episodes: Transition, distinct: Distinct) -> Float[Array, "T1 B width"]:

@@ -45,16 +45,17 @@ def find(name: str, budget: str) -> Experiment:
 
 def reproduce(experiment: Experiment, out: Path, seeds: int | None = None) -> list[Path]:
     """Run what is missing of every arm, then write curves, bars, a table and a record; returns their paths."""
-    count = seeds or experiment.seeds
+    count = experiment.seeds if seeds is None else seeds
     if count < 2:
-        raise UserError(f"{count} seed gives no interval; reproduce needs at least 2")
+        raise UserError(f"seeds = {count} gives no interval; reproduce needs at least 2")
     folder, started = Path(out) / experiment.name, time.monotonic()
     results = {}
     for arm, config in experiment.arms.items():
         place = folder / arm.replace(" ", "-")
         print(f"{arm}: {place}")
+        config = replace(config, seeds=count)
         begun = (place / "config.json").exists()
-        results[arm] = run.resume(place) if begun else run.run(replace(config, seeds=count), place)
+        results[arm] = run.resume(place, config) if begun else run.run(config, place)
         if results[arm].interrupted:
             raise UserError(f"interrupted during '{arm}'; the same command goes on from there")
     return write(experiment, results, folder, (time.monotonic() - started) / 60)

@@ -14,6 +14,11 @@ CODE = Config(system=DREAM(), task="city-distraction", steps=1_000_000, chunk=10
 PAPER = replace(CODE, system=DREAM(noise=0.1**0.5, penalty=0.01, encoder_hidden=256))
 """The published text where it differs from the code: ρ² = 0.1, c = 0.01, a two-layer encoder."""
 
+CODE_FF = replace(
+    CODE, system=DREAM(memory=False, execute_batch="steps", explore=DDQN(warmup=8_000), execute=DDQN(warmup=60))
+)
+"""The code's first release: feed-forward execution on single steps; its 500 steps of warm-up are about 60 episodes."""
+
 _EAGER = DDQN(learning_rate=1e-3, update_every=16, warmup=100, target_period=500, epsilon_steps=6_000, epsilon_end=0.02)
 
 SMOKE = Config(
@@ -26,7 +31,7 @@ SMOKE = Config(
 """Seconds of learning: shows that everything works, not that it works well."""
 
 PRESETS: Mapping[str, Mapping[str, Config]] = {
-    "dream": {"smoke": SMOKE, "paper": PAPER, "code": CODE},
+    "dream": {"smoke": SMOKE, "paper": PAPER, "code": CODE, "code-ff": CODE_FF},
 }
 """Every preset by system; the task may be replaced."""
 

@@ -88,7 +88,9 @@ class DREAM:
     """Settings; the defaults are the published code's."""
 
     memory: bool = True
-    """Recurrent execution policy (REC), else feed-forward on single transitions (FF)."""
+    """Recurrent execution policy (REC), else feed-forward (FF)."""
+    execute_batch: Literal["episodes", "steps"] = "episodes"
+    """Execution learns from whole episodes, or from single steps (published for FF; REC needs episodes)."""
     exploration: Literal["learned", "random", "none"] = "learned"
     """Who explores: the learned policy, uniformly random actions, or nobody (execution sees an empty episode)."""
     oracle: bool = False
@@ -101,6 +103,8 @@ class DREAM:
     """Cost c per exploration step (code 0.1, paper 0.01)."""
     context_width: int = 64
     """Size of encoding, decoding and context."""
+    decoder_width: int = 128
+    """Units of the decoder's LSTM."""
     encoder_hidden: int | None = None
     """Hidden units of f (code none, paper 256)."""
     mixture: Literal["trial", "batch"] = "trial"
@@ -117,12 +121,15 @@ class DREAM:
     """Schedule of the execution policy, encoder and decoder."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "exploration", "mixture", "target_context")
+        check_choices(self, "execute_batch", "exploration", "mixture", "target_context")
+        if self.memory and self.execute_batch == "steps":
+            raise UserError("DREAM.execute_batch = steps needs memory = False; a recurrent policy needs episodes")
         check_ranges(
             self,
             noise="[0, inf)",
             penalty="(-inf, inf)",
             context_width="[1, 4096]",
+            decoder_width="[1, 4096]",
             parallel="[1, 65536]",
             capacity="[1, inf)",
         )
@@ -341,8 +348,8 @@ class DREAM:
         return loss, {"td_loss": loss, "episode_reward": jnp.mean(jnp.sum(reward, axis=0))}
 
     def _execute_batch(self, trials: replay.Ring, key: PRNGKeyArray) -> Trial:
-        """Whole episodes for a policy with memory, single steps (T = 1) for one without."""
-        if self.memory:
+        """Whole episodes, or single steps as episodes of T = 1."""
+        if self.execute_batch == "episodes":
             return replay.sample(trials, key, self.execute.batch)
         lengths = episode_lengths(time_major(trials.items.execute).last)
         stored = jnp.arange(self.capacity) < trials.added
@@ -405,7 +412,9 @@ class ExecuteNets(eqx.Module):
         return ExecuteNets(
             policy.create(spec, width, k_policy),
             ProblemEncoder.create(problems, width, k_encoder, hidden=settings.encoder_hidden),
-            TrajectoryDecoder.create(sizes(spec.observation), sizes(spec.action)[0], width, k_decoder),
+            TrajectoryDecoder.create(
+                sizes(spec.observation), sizes(spec.action)[0], width, k_decoder, settings.decoder_width
+            ),
         )
 
 

@@ -24,7 +24,9 @@ KEY = jax.random.key(0)
 SMALL = DDQN(warmup=2, batch=4)
 # Greedy and, without a bottleneck, noiseless; an update per step from the first trial on: all follows from the weights.
 GREEDY = DDQN(warmup=0, batch=4, update_every=1, epsilon_start=0.0, epsilon_end=0.0)
-EXACT = DREAM(memory=False, capacity=64, parallel=4, bottleneck=None, explore=GREEDY, execute=GREEDY)
+EXACT = DREAM(
+    memory=False, execute_batch="steps", capacity=64, parallel=4, bottleneck=None, explore=GREEDY, execute=GREEDY
+)
 
 # Each variant is compiled once for all tests of this file, so each differs from the others in many ways.
 VARIANTS = {
