@@ -1,4 +1,7 @@
-"""The command line. Every verb is a thin shell over a function that Python users call."""
+"""The command line. Every verb is a thin shell over a function that Python users call.
+
+Modules that draw are imported by the verbs that draw: loading matplotlib takes longer than starting to train may.
+"""
 
 import contextlib
 import dataclasses
@@ -16,10 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 import metadyna
-from metadyna import clip, config, doctor, envs, plot, run, runinfo, seeds, stats
+from metadyna import config, envs, run, runinfo, seeds, stats
 from metadyna.config import Config
 from metadyna.errors import UserError, unknown
-from metadyna.experiments import figures
 from metadyna.experiments.presets import PRESETS, preset
 from metadyna.systems import SYSTEMS
 
@@ -160,6 +162,8 @@ def _report(result: run.Result) -> int:
 
 
 def _reproduce(words: list[str]) -> int:
+    from metadyna.experiments import figures
+
     def reproduce(
         figure: Annotated[str, tyro.conf.Positional],
         budget: str = "quick",
@@ -189,6 +193,8 @@ def _reproduce(words: list[str]) -> int:
 
 
 def _list(words: list[str]) -> int:
+    from metadyna.experiments import figures
+
     def show(json: bool = False) -> bool:
         """Show what there is.
 
@@ -283,6 +289,8 @@ def evaluation_report(result: run.Result, split: str) -> dict[str, Any]:
 
 
 def _plot(words: list[str]) -> int:
+    from metadyna import plot
+
     def draw(
         folders: Annotated[list[Path], tyro.conf.Positional],
         out: Path,
@@ -331,6 +339,8 @@ def plot_arms(folders: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _render(words: list[str]) -> int:
+    from metadyna import clip
+
     def render(
         folder: Annotated[Path, tyro.conf.Positional],
         out: Path,
@@ -388,6 +398,8 @@ def _inspect(words: list[str]) -> int:
 
 
 def _doctor(words: list[str]) -> int:
+    from metadyna import doctor
+
     def check(json: bool = False) -> bool:
         """Check this machine and installation.
 

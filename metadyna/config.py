@@ -80,10 +80,19 @@ def from_dict(record: Any, source: str = "config") -> Config:
 
 
 def save(config: Config, folder: Path) -> None:
-    """Write `config.json`, all or nothing: without it the folder is no run."""
+    """Write `config.json`, all or nothing: without it the folder is no run. Raises `UserError` if the disk refuses."""
     partial = folder / "config.json.partial"
-    partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    partial.replace(folder / "config.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        partial.replace(folder / "config.json")
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """Build the error for a run folder that the disk refuses."""
+    return UserError(f"cannot write to {folder}: {error.strerror or error}; free or choose another disk")
 
 
 def load(folder: Path) -> Config:

@@ -111,7 +111,7 @@ def resume(folder: Path | str, changed: Config | None = None, progress: bool | N
         _describe(config, folder)
         return _train(program, folder, program.init(), chunk=0, seconds=0.0, progress=progress)
     if changed is not None:
-        _describe(config, folder)
+        configs.save(config, folder)
     state, before = restored.state, configs.from_dict(restored.metadata["config"])
     if _target(config) > _target(before):
         state = state._replace(stopped=jnp.zeros_like(state.stopped))
@@ -225,6 +225,7 @@ class Program:
             inner, metrics = system.iterate(state.system, self.collector, key)
             return state._replace(system=inner, iteration=state.iteration + 1), metrics
 
+        @jax.jit  # traced once, for its shapes and for itself
         def go_on(state: RunState) -> tuple[RunState, Metrics]:
             state, metrics = jax.lax.scan(iterate, state, None, length=self.config.chunk)
             return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
@@ -240,13 +241,12 @@ class Program:
 
 def _describe(config: Config, folder: Path) -> None:
     """Write what is run, and with what."""
+    configs.save(config, folder)
+    record = json.dumps(runinfo.environment_record(), indent=2)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        configs.save(config, folder)
-        record = json.dumps(runinfo.environment_record(), indent=2)
         (folder / "environment.json").write_text(record + "\n")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; free or choose another disk") from None
+        raise configs.unwritable(folder, error) from None
 
 
 def _train(
@@ -261,7 +261,10 @@ def _train(
     saved_chunk = chunk if chunk else None
 
     def save() -> None:
-        _require_finite(program, state, folder, int(np.mean(steps)))
+        # The last update of a chunk can break the weights before a loss tells.
+        weights = jax.tree_util.tree_leaves_with_path(jax.vmap(config.system.params)(state.system))
+        named = {f"weight {jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in weights}
+        _stop_unless_finite(named, folder, int(np.mean(steps)))
         metadata = {
             "chunk": chunk,
             "seconds": seconds + time.monotonic() - began,
@@ -330,27 +333,19 @@ def _evaluate_if_due(
 
 def _means(metrics: dict[str, Average], folder: Path, step: int) -> dict[str, Any]:
     """Means over a chunk by name; quantities without a single measurement are left out."""
-    row: dict[str, Any] = {}
-    for name, average in metrics.items():
-        total, count = np.asarray(average.total, np.float64), np.asarray(average.weight)
-        if not np.isfinite(total).all():
-            raise UserError(
-                f"{name} is not finite at step {step}: training stopped; the last good checkpoint in {folder} is kept"
-            )
-        if (count > 0).all():
-            row[name] = _per_seed(total / count)
-    return row
+    totals = {name: np.asarray(average.total, np.float64) for name, average in metrics.items()}
+    _stop_unless_finite(totals, folder, step)
+    weights = {name: np.asarray(average.weight) for name, average in metrics.items()}
+    return {name: _per_seed(totals[name] / weights[name]) for name in metrics if (weights[name] > 0).all()}
 
 
-def _require_finite(program: Program, state: RunState, folder: Path, step: int) -> None:
-    """Raise before weights that are not finite, of which no loss has told yet, replace a good checkpoint."""
-    params = jax.vmap(program.config.system.params)(state.system)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not np.isfinite(np.asarray(leaf)).all():
-            raise UserError(
-                f"the weight {jax.tree_util.keystr(path)} is not finite at step {step}: training stopped; "
-                f"the last good checkpoint in {folder} is kept"
-            )
+def _stop_unless_finite(values: dict[str, np.ndarray], folder: Path, step: int) -> None:
+    bad = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if bad:
+        named = f"{', '.join(bad[:4])}{f' and {len(bad) - 4} more' if len(bad) > 4 else ''}"
+        raise UserError(
+            f"not finite at step {step}: {named}; training stopped; {folder} keeps its last good checkpoint"
+        )
 
 
 def _per_seed(values: Any) -> float | list[float]:

@@ -108,6 +108,7 @@ def repeat_updates(
     update: UpdateFn, learner: Learner, times: Int[Array, ""], key: PRNGKeyArray
 ) -> tuple[Learner, Metrics]:
     """Apply `update(learner, key)` a number of times that is only known at run time; average its metrics."""
+    update = jax.jit(update)  # traced once for the shapes of its metrics and for the loop
 
     def again(i: Array, state: tuple[Learner, dict[str, Array]]) -> tuple[Learner, dict[str, Array]]:
         learner, totals = state
