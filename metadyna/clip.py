@@ -51,7 +51,8 @@ def render(
     episodes = config.system.trial(params, program.collector, one, jax.random.key(index))
     frames, shown = [], []
     for number, (name, episode) in enumerate(zip(config.system.episode_names, episodes, strict=True)):
-        pictures, record = _episode(env, jax.tree.map(lambda x: x[0], one), episode, f"{number + 1}. {name}", size)
+        title, scored = f"{number + 1}. {name}", number == len(episodes) - 1
+        pictures, record = _episode(env, jax.tree.map(lambda x: x[0], one), episode, title, scored, size)
         frames += pictures
         shown.append(record)
     try:
@@ -69,25 +70,24 @@ def render(
 
 
 def _episode(
-    env: CityGrid | CookingGrid, task: Any, episode: Transition, name: str, size: int
+    env: CityGrid | CookingGrid, task: Any, episode: Transition, name: str, scored: bool, size: int
 ) -> tuple[list[UInt8[np.ndarray, "height width 3"]], dict[str, Any]]:
     """Frames and record of one episode; the grids are deterministic, so its actions tell every state."""
     length = int(episode_lengths(episode.last)[0])
     actions = [Action(int(a)) for a in episode.action[:length, 0]]
     rewards = np.asarray(episode.reward[:length, 0])
     state: Any = env.reset(task, jax.random.key(0))[0]
-    scores = not name.endswith("exploration")
     frames = [_captioned(picture(env, task, state, size), name, "start")]
     boards = [text(env, task, state)]
     for step, action in enumerate(actions):
         state, _ = env.step(task, state, jnp.int32(action), jax.random.key(0))
-        total = f"   return {rewards[: step + 1].sum():+.1f}" if scores else ""
+        total = f"   return {rewards[: step + 1].sum():+.1f}" if scored else ""
         label = f"step {step + 1}: {action.name.lower().replace('_', ' ')}{total}"
         frames.append(_captioned(picture(env, task, state, size), name, label))
         boards.append(text(env, task, state))
     frames += [frames[-1]] * PAUSE_FRAMES
     record = {"name": name, "length": length, "actions": [action.name for action in actions], "boards": boards}
-    return frames, {**record, "return": float(rewards.sum())} if scores else record
+    return frames, {**record, "return": float(rewards.sum())} if scored else record
 
 
 def _captioned(image: np.ndarray, title: str, label: str) -> UInt8[np.ndarray, "height width 3"]:

@@ -13,6 +13,7 @@ from metadyna.settings import check_ranges
 from metadyna.systems import SYSTEMS, System
 
 FORMAT = "metadyna-run-1"
+PARTIAL = "config.json.partial"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def from_dict(record: Any, source: str = "config") -> Config:
 
 def save(config: Config, folder: Path) -> None:
     """Write `config.json`, all or nothing: without it the folder is no run. Raises `UserError` if the disk refuses."""
-    partial = folder / "config.json.partial"
+    partial = folder / PARTIAL
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")

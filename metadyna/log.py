@@ -53,7 +53,7 @@ class RunLog:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
             for name in metrics:
-                self._events.add_scalar(name, float(np.mean(row[name])), row["step"])
+                self._events.add_scalar(name, float(np.nanmean(row[name])), row["step"])
         except OSError as error:
             raise _unwritable(self._path, error) from error
 

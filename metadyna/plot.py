@@ -101,7 +101,8 @@ def _curves(folder: Path, metric: str) -> list[_Curve]:
         raise UserError(f"no metric '{metric}' in {folder}; it has: {', '.join(_metric_names(folder))}")
     steps = np.array([row["step"] for row in rows], dtype=np.float64)
     values = np.array([np.atleast_1d(row[metric]) for row in rows], dtype=np.float64)
-    return [_Curve(steps, seed) for seed in values.T]
+    # A seed that has ended logs NaN while the others go on.
+    return [_Curve(steps[measured], seed[measured]) for seed in values.T if (measured := np.isfinite(seed)).any()]
 
 
 def _metric_names(folder: Path) -> list[str]:

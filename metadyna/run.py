@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -86,7 +87,8 @@ def run(config: Config, out: Path | str, progress: bool | None = None) -> Result
     folder = Path(out)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} already holds a run; continue it with `metadyna resume {folder}` or choose another")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # A kill may have come between writing the configuration and giving it its name; nothing was computed then.
+    if folder.exists() and (not folder.is_dir() or any(path.name != configs.PARTIAL for path in folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose another")
     program = Program(config)
     _describe(config, folder)
@@ -332,11 +334,15 @@ def _evaluate_if_due(
 
 
 def _means(metrics: dict[str, Average], folder: Path, step: int) -> dict[str, Any]:
-    """Means over a chunk by name; quantities without a single measurement are left out."""
+    """Means over a chunk by name: NaN for a seed without a measurement, nothing if no seed has one."""
     totals = {name: np.asarray(average.total, np.float64) for name, average in metrics.items()}
     _stop_unless_finite(totals, folder, step)
     weights = {name: np.asarray(average.weight) for name, average in metrics.items()}
-    return {name: _per_seed(totals[name] / weights[name]) for name in metrics if (weights[name] > 0).all()}
+    return {
+        name: _per_seed(np.divide(totals[name], weight, out=np.full(weight.shape, math.nan), where=weight > 0))
+        for name, weight in weights.items()
+        if weight.any()
+    }
 
 
 def _stop_unless_finite(values: dict[str, np.ndarray], folder: Path, step: int) -> None:
@@ -344,7 +350,8 @@ def _stop_unless_finite(values: dict[str, np.ndarray], folder: Path, step: int) 
     if bad:
         named = f"{', '.join(bad[:4])}{f' and {len(bad) - 4} more' if len(bad) > 4 else ''}"
         raise UserError(
-            f"not finite at step {step}: {named}; training stopped; {folder} keeps its last good checkpoint"
+            f"not finite at step {step}: {named}; training stopped; "
+            f"{folder} keeps its last good checkpoint, if it had one"
         )
 
 
@@ -380,6 +387,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
+        print("stopping after this chunk; once more to stop at once and lose it", file=sys.stderr)
 
     try:
         previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

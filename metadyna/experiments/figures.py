@@ -57,7 +57,8 @@ def reproduce(experiment: Experiment, out: Path, seeds: int | None = None) -> li
         begun = (place / "config.json").exists()
         results[arm] = run.resume(place, config) if begun else run.run(config, place)
         if results[arm].interrupted:
-            raise UserError(f"interrupted during '{arm}'; the same command goes on from there")
+            print(f"interrupted during '{arm}'; the same command goes on from there")
+            raise KeyboardInterrupt
     return write(experiment, results, folder, (time.monotonic() - started) / 60)
 
 

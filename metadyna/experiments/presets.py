@@ -19,19 +19,37 @@ CODE_FF = replace(
 )
 """The code's first release: feed-forward execution on single steps; its 500 steps of warm-up are about 60 episodes."""
 
-_EAGER = DDQN(learning_rate=1e-3, update_every=16, warmup=100, target_period=500, epsilon_steps=6_000, epsilon_end=0.02)
-
-SMOKE = Config(
-    system=DREAM(parallel=8, mixture="batch", target_context="online", capacity=4_000, explore=_EAGER, execute=_EAGER),
-    task="city-5x5",
-    steps=40_000,
-    chunk=50,
-    eval_every=4_000,
+_SMALL = DDQN(
+    learning_rate=1e-3,
+    update_every=8,
+    warmup=100,
+    target_period=800,
+    epsilon_steps=20_000,
+    epsilon_end=0.1,
 )
-"""Seconds of learning: shows that everything works, not that it works well."""
+
+DEMO = Config(
+    system=DREAM(
+        parallel=8,
+        mixture="batch",
+        target_context="online",
+        penalty=0.01,
+        explore=replace(_SMALL, warmup=300),
+        execute=_SMALL,
+    ),
+    task="city-5x5",
+    steps=250_000,
+    chunk=50,
+    eval_every=10_000,
+    stop_at=0.65,
+)
+"""Two minutes on the small city: ends once the mean return on all tasks is 0.65 of the optimal 0.7."""
+
+SMOKE = replace(DEMO, steps=30_000, eval_every=5_000)
+"""Seconds of learning: shows that everything works, not how well."""
 
 PRESETS: Mapping[str, Mapping[str, Config]] = {
-    "dream": {"smoke": SMOKE, "paper": PAPER, "code": CODE, "code-ff": CODE_FF},
+    "dream": {"smoke": SMOKE, "demo": DEMO, "paper": PAPER, "code": CODE, "code-ff": CODE_FF},
 }
 """Every preset by system; the task may be replaced."""
 

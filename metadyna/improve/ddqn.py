@@ -59,13 +59,13 @@ class DDQN:
             gradient_clip="(0, inf]",
             discount="[0, 1]",
             batch="[1, 65536]",
-            update_every="[1, inf)",
-            warmup="[0, inf)",
-            target_period="[1, inf)",
+            update_every="[1, 2000000000]",
+            warmup="[0, 2000000000]",
+            target_period="[1, 2000000000]",
             target_rate="(0, 1]",
             epsilon_start="[0, 1]",
             epsilon_end="[0, 1]",
-            epsilon_steps="[1, inf)",
+            epsilon_steps="[1, 2000000000]",
         )
 
     @property
