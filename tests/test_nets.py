@@ -153,3 +153,23 @@ def test_dueling_heads_give_values_of_the_given_mean():
     x = jnp.array([1.0, 2.0, 3.0])
     np.testing.assert_allclose(jnp.mean(heads(x)), heads.value(x)[0], atol=1e-6)
     assert np.ptp(heads(x)) > 0.01
+
+
+@pytest.mark.parametrize("lengths", [[20] * 8, [1] * 8, [20, 3, 7, 1, 12, 12, 5, 9], [4, 0, 0, 0, 0, 0, 0, 2]])
+def test_unrolling_only_the_running_sequences_changes_neither_values_nor_gradients(lengths):
+    """Against the plain scan, on the steps that count; the derivative there is JAX's own."""
+    lstm = LSTM.create(3, 6, jax.random.key(0))
+    projected = jax.random.normal(jax.random.key(1), (20, 8, 24))
+    lengths = jnp.array(lengths)
+    counts = (jnp.arange(20)[:, None] < lengths[None])[..., None]
+
+    def score(lstm, projected, lengths):
+        hidden = jnp.where(counts, lstm.unroll(projected, lengths), 0.0)
+        return jnp.sum(jnp.sin(3 * hidden)), hidden
+
+    differentiate = jax.jit(jax.grad(score, argnums=(0, 1), has_aux=True))
+    running, running_values = differentiate(lstm, projected, lengths)
+    plain, plain_values = differentiate(lstm, projected, None)
+    np.testing.assert_allclose(running_values, plain_values, atol=1e-6)
+    for ours, theirs in zip(jax.tree.leaves(running), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
