@@ -102,17 +102,16 @@ def resume(folder: Path | str, changed: Config | None = None, progress: bool | N
     has stopped goes on if `stop_at` is raised or dropped; a lower one is compared with evaluations to come.
     """
     folder = Path(folder)
-    config = configs.load(folder)
-    if changed is not None:
-        refuse_changes(config, changed, f"{folder} was started with other settings")
-        config = changed
+    old = configs.load(folder)
+    config = old if changed is None else changed
+    refuse_changes(old, config, f"{folder} was started with other settings")
     program = Program(config)
     try:
         restored = _restore(program, folder)
     except NoCheckpoint:
         _describe(config, folder)
         return _train(program, folder, program.init(), chunk=0, seconds=0.0, progress=progress)
-    if changed is not None:
+    if config != old:
         configs.save(config, folder)
     state, before = restored.state, configs.from_dict(restored.metadata["config"])
     if _target(config) > _target(before):
