@@ -116,7 +116,7 @@ FIGURES: Mapping[str, Figure] = {
     "dream-bus": Figure(
         "DREAM and its ablations on the distracting bus grid",
         {
-            "quick": _dream_bus("dream-bus", PRESETS["dream"]["smoke"], 3),
+            "quick": _dream_bus("dream-bus", PRESETS["dream"]["quick"], 3),
             "full": _dream_bus("dream-bus-full", PRESETS["dream"]["paper"], 3),
         },
     ),

@@ -200,13 +200,13 @@ def test_repeated_updates_equal_single_ones(times):
         ({"discount": 1.01}, r"\[0, 1\]"),
         ({"discount": float("nan")}, r"\[0, 1\]"),
         ({"batch": 0}, r"\[1, 65536\]"),
-        ({"update_every": 0}, r"\[1, inf\)"),
-        ({"warmup": -1}, r"\[0, inf\)"),
-        ({"target_period": 0}, r"\[1, inf\)"),
+        ({"update_every": 0}, r"\[1, 2000000000\]"),
+        ({"warmup": -1}, r"\[0, 2000000000\]"),
+        ({"target_period": 0}, r"\[1, 2000000000\]"),
         ({"target_rate": 0.0}, r"\(0, 1\]"),
         ({"epsilon_start": 1.5}, r"\[0, 1\]"),
         ({"epsilon_end": -0.1}, r"\[0, 1\]"),
-        ({"epsilon_steps": 0}, r"\[1, inf\)"),
+        ({"epsilon_steps": 0}, r"\[1, 2000000000\]"),
     ],
 )
 def test_impossible_settings_name_the_range(change, interval):
@@ -286,3 +286,14 @@ def test_probes(name):
         epsilon_steps=1_000,
     )
     np.testing.assert_allclose(learn(PROBES[name], settings), values(PROBES[name], 0.9), atol=0.05)
+
+
+def test_the_step_size_falls_linearly_to_its_end():
+    """On a constant gradient Adam moves by exactly its step size."""
+    schedule = DDQN(learning_rate=0.1, learning_rate_end=0.02, decay_updates=4)
+    learner, moves = schedule.init(jnp.zeros(())), []
+    for _ in range(6):
+        before = learner.weights
+        learner, _ = schedule.descend(learner, lambda w: (w, {}))
+        moves.append(float(before - learner.weights))
+    np.testing.assert_allclose(moves, [0.1, 0.08, 0.06, 0.04, 0.02, 0.02], rtol=1e-4)
