@@ -51,7 +51,8 @@ def render(
     episodes = config.system.trial(params, program.collector, one, jax.random.key(index))
     frames, shown = [], []
     for number, (name, episode) in enumerate(zip(config.system.episode_names, episodes, strict=True)):
-        title, scored = f"{number + 1}. {name}", number == len(episodes) - 1
+        scored = number == len(episodes) - 1
+        title = f"{number + 1}. {name}" + ("" if scored else " (goal unknown)")
         pictures, record = _episode(env, jax.tree.map(lambda x: x[0], one), episode, title, scored, size)
         frames += pictures
         shown.append(record)
