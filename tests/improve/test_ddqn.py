@@ -188,7 +188,7 @@ def test_repeated_updates_equal_single_ones(times):
         distances.append(noted["distance"])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), learner, expected)
     assert learner.updates == times
-    assert metrics["distance"].count == times
+    assert metrics["distance"].weight == times
     assert metrics["distance"].total == pytest.approx(float(sum(distances)), rel=1e-5)
 
 
