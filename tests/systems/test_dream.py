@@ -138,7 +138,7 @@ def test_steps_and_updates_are_counted_as_they_happen(name):
 def test_in_some_iteration_only_one_policy_learns(name, kind):
     """Else the check above that the other one stays put would be empty."""
     other = {"explore": "execute", "execute": "explore"}[kind]
-    noted = [(m[f"{kind}/td_loss"].weight > 0, m[f"{other}/td_loss"].count > 0) for m in run(name).metrics]
+    noted = [(m[f"{kind}/td_loss"].weight > 0, m[f"{other}/td_loss"].weight > 0) for m in run(name).metrics]
     assert (True, False) in noted
 
 
