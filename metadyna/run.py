@@ -290,7 +290,7 @@ def _train(
             row["time/seconds"] = seconds + time.monotonic() - began
             log.write(int(np.mean(steps)), row)
             latest = row.get("eval/return", row.get("train/episode_return"))
-            bar.update(int(np.mean(steps)), None if latest is None else float(np.mean(latest)))
+            bar.update(int(np.mean(steps)), None if latest is None else float(np.nanmean(latest)))
             if time.monotonic() - saved >= config.checkpoint_seconds:
                 save()
                 saved, saved_chunk = time.monotonic(), chunk
