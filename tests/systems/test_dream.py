@@ -190,7 +190,7 @@ def depends_on(part, trained, parity):
     state = trained.states[parity]
     changed = state._replace(execute=state.execute._replace(weights=shaken(part, state.execute.weights)))
     slots, depends = slice(4 * parity, 4 * parity + 4), np.zeros(4, bool)
-    for key in jax.random.split(KEY, 4):
+    for key in jax.random.split(KEY, 8):
         actions = [np.asarray(trained.iterate(s, key)[0].trials.items.execute.action[slots]) for s in (state, changed)]
         depends |= (actions[0] != actions[1]).any(axis=1)
     return depends.tolist()
