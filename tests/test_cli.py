@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from metadyna import cli, config, envs
+from metadyna import cli, config, envs, run
 from metadyna.experiments import figures
 from metadyna.experiments.presets import PRESETS
-from tests.test_run import TINY, compiled_once, copy, home, run, sha256, trained  # noqa: F401
+from tests.tiny import TINY, compiled_once, copy, home, sha256, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageSequence
 from metadyna import clip
 from metadyna.envs.gridworld import Action
 from metadyna.errors import UserError
-from tests.test_run import compiled_once, trained  # noqa: F401
+from tests.tiny import compiled_once, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

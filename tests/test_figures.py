@@ -9,7 +9,7 @@ import pytest
 from metadyna.errors import UserError
 from metadyna.experiments import figures
 from metadyna.experiments.figures import Experiment
-from tests.test_run import TINY, compiled_once  # noqa: F401
+from tests.tiny import TINY, compiled_once  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

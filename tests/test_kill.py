@@ -14,7 +14,7 @@ import pytest
 
 from metadyna import config, run
 from metadyna.checkpoint import Checkpoints
-from tests.test_run import TINY, compiled_once, home, sha256  # noqa: F401
+from tests.tiny import TINY, compiled_once, home, sha256  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

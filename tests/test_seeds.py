@@ -13,7 +13,7 @@ import pytest
 
 from metadyna import run, seeds
 from metadyna.evaluate import Evaluation
-from tests.test_run import PROGRAM, TINY, compiled_once, home  # noqa: F401
+from tests.tiny import PROGRAM, TINY, compiled_once, home  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

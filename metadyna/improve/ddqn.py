@@ -30,11 +30,7 @@ class DDQN:
     """Schedule of one Q-learner. Steps are environment steps of the agent that owns it."""
 
     learning_rate: float = 1e-4
-    """Adam's step size at first."""
-    learning_rate_end: float | None = None
-    """Step size after `decay_updates`, reached linearly; None keeps the first."""
-    decay_updates: int = 1
-    """Updates over which the step size falls."""
+    """Adam's step size."""
     gradient_clip: float = 10.0
     """Largest global L2 norm of a gradient."""
     discount: float = 0.99
@@ -60,7 +56,6 @@ class DDQN:
         check_ranges(
             self,
             learning_rate="(0, 1]",
-            decay_updates="[1, 2000000000]",
             gradient_clip="(0, inf]",
             discount="[0, 1]",
             batch="[1, 65536]",
@@ -72,16 +67,11 @@ class DDQN:
             epsilon_end="[0, 1]",
             epsilon_steps="[1, 2000000000]",
         )
-        if self.learning_rate_end is not None:
-            check_ranges(self, learning_rate_end="(0, 1]")
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
         """Adam on clipped gradients."""
-        rate = self.learning_rate
-        if self.learning_rate_end is not None:
-            rate = optax.linear_schedule(rate, self.learning_rate_end, self.decay_updates)
-        return optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(rate))
+        return optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(self.learning_rate))
 
     def init(self, weights: Any) -> Learner:
         """Start with the target equal to the weights."""

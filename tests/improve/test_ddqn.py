@@ -286,14 +286,3 @@ def test_probes(name):
         epsilon_steps=1_000,
     )
     np.testing.assert_allclose(learn(PROBES[name], settings), values(PROBES[name], 0.9), atol=0.05)
-
-
-def test_the_step_size_falls_linearly_to_its_end():
-    """On a constant gradient Adam moves by exactly its step size."""
-    schedule = DDQN(learning_rate=0.1, learning_rate_end=0.02, decay_updates=4)
-    learner, moves = schedule.init(jnp.zeros(())), []
-    for _ in range(6):
-        before = learner.weights
-        learner, _ = schedule.descend(learner, lambda w: (w, {}))
-        moves.append(float(before - learner.weights))
-    np.testing.assert_allclose(moves, [0.1, 0.08, 0.06, 0.04, 0.02, 0.02], rtol=1e-4)
