@@ -88,9 +88,10 @@ def bench_env(name: str, copies: int = 1024, steps: int = 1000) -> dict[str, flo
 def bench_dream(peak: float, num_seeds: int, chunks: int) -> dict[str, Any]:
     """DREAM REC on the distracting buses, batch and cadence of the published code, once both agents learn."""
     base = PRESETS["dream"]["code"]
-    system = replace(base.system, explore=replace(base.system.explore, warmup=100))
+    system: Any = base.system
+    system = replace(system, explore=replace(system.explore, warmup=100))
     system = replace(system, execute=replace(system.execute, warmup=100))
-    program = run.Program(replace(base, system=system, seeds=num_seeds, chunk=100))
+    program = run.build(replace(base, system=system, seeds=num_seeds, chunk=100))
     started = time.perf_counter()
     state = jax.block_until_ready(program.init())
     state, _, _ = jax.block_until_ready(program.chunk(state))
@@ -128,7 +129,7 @@ def _updates(state: run.RunState) -> np.ndarray:
 
 def update_flops(program: run.Program, state: run.RunState) -> dict[str, int]:
     """Matmul operations in the gradient of each agent's loss, as written (padding included)."""
-    system = program.config.system
+    system: Any = program.config.system
     env: Any = program.family.env
     one = jax.tree.map(lambda x: x[0], state.system)
     distinct = Distinct.create(env.observations, sizes(env.spec.observation))

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
+
+from metadyna.types import EnvSpec, Transition
 
 
 class Ring(NamedTuple):
@@ -42,6 +44,24 @@ def add(ring: Ring, items: Any) -> Ring:
     slots = (ring.added + jnp.arange(count)) % capacity(ring)
     stored = jax.tree.map(lambda store, new: store.at[slots].set(new), ring.items, items)
     return Ring(stored, ring.added + count)
+
+
+def transition_shapes(spec: EnvSpec) -> Transition:
+    """Shapes of one transition between boxes, to allocate room for."""
+    obs = jax.ShapeDtypeStruct(spec.observation.shape, jnp.float32)
+    action = jax.ShapeDtypeStruct(spec.action.shape, jnp.float32)
+    number, truth = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
+    return Transition(obs, action, number, number, obs, truth)
+
+
+def add_where(ring: Ring, items: Any, chosen: Bool[Array, "count"]) -> Ring:
+    """Add the chosen items of a batch; the others leave no gap. Of more than fit, the last are kept."""
+    place = jnp.cumsum(chosen) - 1
+    kept = chosen & (place >= jnp.sum(chosen) - capacity(ring))  # two items for one slot would have no order
+    # A slot beyond the end is dropped.
+    slots = jnp.where(kept, (ring.added + place) % capacity(ring), capacity(ring))
+    stored = jax.tree.map(lambda store, new: store.at[slots].set(new, mode="drop"), ring.items, items)
+    return Ring(stored, ring.added + jnp.sum(chosen))
 
 
 def sample(ring: Ring, key: PRNGKeyArray, count: int) -> Any:

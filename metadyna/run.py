@@ -10,37 +10,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
 
 from metadyna import config as configs
-from metadyna import envs, runinfo, seeds
+from metadyna import runinfo
 from metadyna.checkpoint import Checkpoints, state_sha256
 from metadyna.config import Config
 from metadyna.errors import UserError
-from metadyna.evaluate import Evaluation, evaluate
+from metadyna.evaluate import Evaluation
 from metadyna.log import Progress, RunLog, read_metrics
-from metadyna.rollout import DeviceCollector
-from metadyna.types import Average, Metrics
+from metadyna.program import Program, RunState, build
+from metadyna.types import Average
 
 EXTENSIBLE = ("steps", "stop_at", "checkpoint_seconds")
 """Fields that a resumed run may change, since they do not alter what has been computed."""
-
-EVALUATION_SEED = 2**31 - 1
-"""Root of the keys of evaluation, the same for every run."""
-
-
-class RunState(NamedTuple):
-    """What a checkpoint holds, stacked over seeds. Keys are folded from `iteration`, never stored."""
-
-    system: Any
-    iteration: Int[Array, "seeds"]
-    evaluated: Int[Array, "seeds"]
-    stopped: Bool[Array, "seeds"]
 
 
 @dataclass(frozen=True)
@@ -70,9 +57,9 @@ class Result:
         return jax.vmap(self.config.system.params)(self.state.system)
 
     @functools.cached_property
-    def program(self) -> "Program":
+    def program(self) -> Program:
         """The compiled functions of this run."""
-        return Program(self.config)
+        return build(self.config)
 
     def evaluate(self, split: str = "test") -> Evaluation:
         """Evaluate every seed on every task of a split; arrays are [seeds, episodes, tasks]."""
@@ -90,7 +77,7 @@ def run(config: Config, out: Path | str, progress: bool | None = None) -> Result
     # A kill may have come between writing the configuration and giving it its name; nothing was computed then.
     if folder.exists() and (not folder.is_dir() or any(path.name != configs.PARTIAL for path in folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose another")
-    program = Program(config)
+    program = build(config)
     _describe(config, folder)
     return _train(program, folder, program.init(), chunk=0, seconds=0.0, progress=progress)
 
@@ -105,7 +92,7 @@ def resume(folder: Path | str, changed: Config | None = None, progress: bool | N
     old = configs.load(folder)
     config = old if changed is None else changed
     refuse_changes(old, config, f"{folder} was started with other settings")
-    program = Program(config)
+    program = build(config)
     try:
         restored = _restore(program, folder)
     except NoCheckpoint:
@@ -124,7 +111,7 @@ def resume(folder: Path | str, changed: Config | None = None, progress: bool | N
 def load(folder: Path | str) -> Result:
     """Read a run's newest good checkpoint, to evaluate, render or inspect it."""
     folder = Path(folder)
-    program = Program(configs.load(folder))
+    program = build(configs.load(folder))
     try:
         restored = _restore(program, folder)
     except NoCheckpoint:
@@ -155,89 +142,6 @@ def inspect(folder: Path | str) -> dict[str, Any]:
 
 class NoCheckpoint(Exception):
     """A run was stopped before its first checkpoint."""
-
-
-class Program:
-    """The compiled functions of one configuration."""
-
-    def __init__(self, config: Config):
-        self.config = config
-        self.family = envs.make(config.task)
-        self.collector = DeviceCollector(self.family.env, self.family.train)
-        self.mesh = seeds.mesh(config.seeds)
-
-    def init(self) -> RunState:
-        """Fresh states of all seeds."""
-        return seeds.over_seeds(self._init, self.mesh)(self._roots)
-
-    def place(self, state: RunState) -> RunState:
-        """Put a restored state on the devices."""
-        return seeds.place(state, self.mesh)
-
-    @functools.cached_property
-    def like(self) -> RunState:
-        """Shapes of the state, for reading checkpoints."""
-        one = jax.eval_shape(self._init, jax.random.key(0))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.config.seeds, *x.shape), x.dtype), one)
-
-    @functools.cached_property
-    def chunk(self) -> Callable[..., tuple[RunState, Metrics, Int[Array, "seeds"]]]:
-        """`config.chunk` iterations of every seed that has not ended: states -> states, metrics, steps."""
-        compiled = seeds.over_seeds(self._chunk, self.mesh, donate=True)
-        # The length is an argument: a run that is extended finds its program in the cache.
-        limits = seeds.place(jnp.full(self.config.seeds, self.config.steps, jnp.int32), self.mesh)
-        return lambda state: compiled(state, self._roots, limits)
-
-    def evaluate(self, state: RunState, split: str = "test") -> Evaluation:
-        """Evaluate every seed on every task of the split, with keys that are the same for every run."""
-        self.tasks(split)
-        return self._evaluations[split](state.system)
-
-    def tasks(self, split: str) -> Any:
-        """Every task of a split, stacked."""
-        if split not in ("train", "test"):
-            raise UserError(f"unknown split '{split}'; there are: train, test")
-        return (self.family.train if split == "train" else self.family.test).enumerate()
-
-    @functools.cached_property
-    def _evaluations(self) -> dict[str, Callable[[Any], Evaluation]]:
-        def evaluation(split: str, system_state: Any) -> Evaluation:
-            params = self.config.system.params(system_state)
-            key = jax.random.key(EVALUATION_SEED)
-            return evaluate(self.config.system, params, self.collector, self.tasks(split), key)
-
-        return {split: seeds.over_seeds(functools.partial(evaluation, split), self.mesh) for split in ("train", "test")}
-
-    @functools.cached_property
-    def _roots(self) -> Array:
-        numbers = np.arange(self.config.seed, self.config.seed + self.config.seeds, dtype=np.uint32)
-        return seeds.place(jax.vmap(jax.random.key)(numbers), self.mesh)
-
-    def _init(self, root: Array) -> RunState:
-        # Iterations fold in 0, 1, 2, …, so the initial weights take the last number there is.
-        system = self.config.system.init(self.collector, jax.random.fold_in(root, 2**32 - 1))
-        return RunState(system, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
-
-    def _chunk(self, state: RunState, root: Array, limit: Int[Array, ""]) -> tuple[RunState, Metrics, Int[Array, ""]]:
-        system = self.config.system
-
-        def iterate(state: RunState, _: None) -> tuple[RunState, Metrics]:
-            key = jax.random.fold_in(root, state.iteration)
-            inner, metrics = system.iterate(state.system, self.collector, key)
-            return state._replace(system=inner, iteration=state.iteration + 1), metrics
-
-        @jax.jit  # traced once, for its shapes and for itself
-        def go_on(state: RunState) -> tuple[RunState, Metrics]:
-            state, metrics = jax.lax.scan(iterate, state, None, length=self.config.chunk)
-            return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
-
-        def rest(state: RunState) -> tuple[RunState, Metrics]:
-            shapes = jax.eval_shape(go_on, state)[1]
-            return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        ended = state.stopped | (system.steps(state.system) >= limit)
-        state, metrics = jax.lax.cond(ended, rest, go_on, state)
-        return state, metrics, system.steps(state.system)
 
 
 def _describe(config: Config, folder: Path) -> None:
@@ -280,7 +184,11 @@ def _train(
     ):
         while not np.all(_ended(config, state, steps)) and not interrupted():
             started = time.monotonic()
-            state, metrics, counts = program.chunk(state)
+            try:
+                state, metrics, counts = program.chunk(state)
+            except UserError:  # a simulator broke; nothing of the chunks before is lost
+                save()
+                raise
             before, steps = steps, np.asarray(counts)
             row = _means(metrics, folder, int(np.mean(steps)))
             row["time/env_steps_per_second"] = float(np.sum(steps - before)) / (time.monotonic() - started)
@@ -328,7 +236,7 @@ def _evaluate_if_due(
     reached = np.asarray(scores["eval/return"]) >= _target(config)
     evaluated = np.where(due, crossed, np.asarray(state.evaluated)).astype(np.int32)
     stopped = np.asarray(state.stopped) | (due & reached)
-    marks = seeds.place((jnp.asarray(evaluated), jnp.asarray(stopped)), program.mesh)
+    marks = program.place((jnp.asarray(evaluated), jnp.asarray(stopped)))
     return state._replace(evaluated=marks[0], stopped=marks[1]), {k: _per_seed(v) for k, v in scores.items()}
 
 
@@ -364,7 +272,7 @@ def _restore(program: Program, folder: Path) -> Any:
     checkpoints = Checkpoints(folder / "checkpoints")
     if not checkpoints.iterations():
         raise NoCheckpoint
-    restored = checkpoints.restore(program.like)
+    restored = checkpoints.restore(program.like())
     saved = configs.from_dict(restored.metadata.get("config"), f"checkpoint in {folder}")
     refuse_changes(saved, program.config, f"{folder / 'config.json'} was changed since the checkpoint")
     return restored

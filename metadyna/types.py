@@ -4,11 +4,12 @@ Three kinds of values exist in this library. *Settings* are frozen dataclasses: 
 and the part. *Weights* are Equinox modules whose every leaf is an array. *State* is a NamedTuple of arrays.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from metadyna.errors import UserError
 
@@ -22,8 +23,8 @@ PyTree = Any
 class Average(NamedTuple):
     """A mean in two parts, so that means of unequal, even empty, groups combine exactly."""
 
-    total: Array
-    weight: Array
+    total: Any
+    weight: Any
 
     @staticmethod
     def of(values: Array) -> "Average":
@@ -87,6 +88,14 @@ class EnvSpec:
     instruction: Discrete | None = None
 
 
+def box_sizes(spec: EnvSpec) -> tuple[int, int]:
+    """Numbers observed and actions; `UserError` unless both spaces are boxes of one axis."""
+    for what, space in (("observation", spec.observation), ("action", spec.action)):
+        if not isinstance(space, Box) or len(space.shape) != 1:
+            raise UserError(f"this method needs vectors of floats, but the environment's {what} is {space}")
+    return spec.observation.shape[0], spec.action.shape[0]
+
+
 class TimeStep(NamedTuple):
     """What an agent may see at time t.
 
@@ -95,12 +104,12 @@ class TimeStep(NamedTuple):
     action that led here, -1 (or zeros) at a reset.
     """
 
-    obs: Array
-    reward: Float[Array, "*batch"]
-    discount: Float[Array, "*batch"]
-    first: Bool[Array, "*batch"]
-    last: Bool[Array, "*batch"]
-    prev_action: Array
+    obs: Any
+    reward: Float[Any, "*batch"]
+    discount: Float[Any, "*batch"]
+    first: Bool[Any, "*batch"]
+    last: Bool[Any, "*batch"]
+    prev_action: Any
 
 
 class Transition(NamedTuple):
@@ -112,13 +121,29 @@ class Transition(NamedTuple):
     (`rollout.valid_steps`). `extras` is what the policy noted: log-probabilities, values, carries.
     """
 
-    obs: Array
-    action: Array
-    reward: Float[Array, "*batch"]
-    discount: Float[Array, "*batch"]
-    next_obs: Array
-    last: Bool[Array, "*batch"]
+    obs: Any
+    action: Any
+    reward: Float[Any, "*batch"]
+    discount: Float[Any, "*batch"]
+    next_obs: Any
+    last: Bool[Any, "*batch"]
     extras: PyTree = ()
+
+
+class Collected(NamedTuple):
+    """Where a collector has stopped between two calls: B copies in mid-episode, with task and memory each.
+
+    `returns` and `lengths` [B] are those of the episodes under way; `finished` holds the averages over the episodes
+    that ended in the latest call.
+    """
+
+    tasks: PyTree
+    env: PyTree
+    timestep: TimeStep
+    carry: PyTree
+    returns: Float[Any, "B"]
+    lengths: Int[Any, "B"]
+    finished: Metrics
 
 
 @runtime_checkable
@@ -136,6 +161,47 @@ class Env(Protocol):
 
     def step(self, task: Any, state: Any, action: Array, key: PRNGKeyArray) -> tuple[Any, TimeStep]:
         """Take one step. Stepping past `last` is allowed and meaningless; collectors mask it."""
+        ...
+
+
+class HostEnv(ABC):
+    """B simulators behind numpy. Their state is a value: a pytree of arrays that says all that they will ever do.
+
+    So nothing needs saving beside it, and stepping twice from one state gives one answer. An environment whose
+    simulators cannot be set to a state keeps in it what is needed to bring them there again.
+    """
+
+    @property
+    @abstractmethod
+    def spec(self) -> EnvSpec:
+        """Spaces and horizon."""
+
+    @abstractmethod
+    def reset(self, tasks: Any, seeds: Any, state: Any, where: Any) -> tuple[Any, TimeStep]:
+        """Start new episodes of `tasks` [B] in the copies `where` [B]; `state` is None at the first reset.
+
+        `seeds` [B, words] are unsigned integers. The time step is that of a reset in every copy; only the copies
+        `where` may use theirs.
+        """
+
+    @abstractmethod
+    def step(self, tasks: Any, state: Any, action: Any) -> tuple[Any, TimeStep]:
+        """Advance every copy. The time step is the true successor, also where the episode ends."""
+
+
+@runtime_checkable
+class Known(Protocol):
+    """An environment whose reward and end are functions of what is observed, so that a model need not learn them.
+
+    Both speak of one copy, in pure JAX. Actions lie in [-1, 1].
+    """
+
+    def reward(self, task: Any, obs: Array, action: Array, next_obs: Array) -> Float[Array, ""]:
+        """What a step pays."""
+        ...
+
+    def terminated(self, task: Any, next_obs: Array) -> Bool[Array, ""]:
+        """Whether the MDP ends on arriving at `next_obs`."""
         ...
 
 
@@ -160,7 +226,7 @@ class Family(NamedTuple):
     """
 
     name: str
-    env: Env
+    env: Any
     train: TaskDistribution
     test: TaskDistribution
     references: Any
@@ -182,6 +248,20 @@ class Collector(Protocol):
 
     def episodes(self, act: Any, params: Any, carry: Any, tasks: Any, key: PRNGKeyArray) -> Transition:
         """One padded episode per task, [T, B]."""
+        ...
+
+    def begin(self, carry: Any, batch: int, key: PRNGKeyArray) -> Collected:
+        """Start `batch` copies on training tasks; `carry` is the agent's memory, batched alike."""
+        ...
+
+    def collect(
+        self, act: Any, params: Any, collected: Collected, key: PRNGKeyArray, steps: int
+    ) -> tuple[Collected, Transition]:
+        """Go on for some steps, resetting where an episode ends: [steps, B]."""
+        ...
+
+    def repeat(self, step: Any, state: Any, keys: Key[Array, "times"]) -> tuple[Any, Metrics]:
+        """Apply `step(state, key) -> (state, metrics)`, which may collect, once per key; adds the metrics up."""
         ...
 
 

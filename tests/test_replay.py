@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from metadyna import replay
+from metadyna.envs.control import Body, DoubleIntegrator, OneTask
+from metadyna.rollout import DeviceCollector
 
 EXAMPLE = {"number": jnp.int32(0), "pair": jnp.zeros(2)}
 
@@ -62,6 +64,51 @@ def test_shapes_alone_allocate_a_ring():
 def test_a_batch_larger_than_the_ring_raises():
     with pytest.raises(ValueError, match="3 items do not fit a ring of 2"):
         replay.add(replay.init(EXAMPLE, 2), items(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("batches", "kept"),
+    [
+        ([((1, 2, 3), (0, 0, 0))], []),
+        ([((1, 2, 3), (1, 0, 1))], [1, 3]),
+        ([((1, 2, 3), (0, 1, 1)), ((4, 5, 6), (1, 0, 0))], [2, 3, 4]),
+        ([((1, 2, 3), (1, 1, 1)), ((4, 5, 6), (0, 1, 1))], [2, 3, 5, 6]),
+        ([((1, 2, 3), (1, 1, 1)), ((4, 5, 6), (0, 0, 0)), ((7, 8, 9), (1, 1, 1))], [3, 7, 8, 9]),
+        ([(range(1, 10), (0, 1, 0, 0, 1, 0, 0, 0, 1))], [2, 5, 9]),
+        ([((1,), (1,)), (range(2, 10), (0, 1, 1, 1, 1, 1, 1, 0))], [5, 6, 7, 8]),
+    ],
+)
+def test_only_the_chosen_are_kept_without_a_gap(batches, kept):
+    """Also of a batch that is larger than the ring; what is kept is the newest."""
+    ring = replay.init(EXAMPLE, 4)
+    for numbers, chosen in batches:
+        ring = jax.jit(replay.add_where)(ring, items(*numbers), jnp.array(chosen, bool))
+    assert stored(ring) == kept
+    assert ring.added == sum(sum(chosen) for _, chosen in batches)
+    np.testing.assert_array_equal(ring.items["pair"][:, 0], ring.items["number"])
+    np.testing.assert_array_equal(ring.items["pair"][:, 1], -ring.items["number"])
+
+
+def test_choosing_all_is_adding():
+    ring, chosen = replay.init(EXAMPLE, 5), jnp.ones(3, bool)
+    other = ring
+    for start in (1, 4, 7):
+        batch = items(start, start + 1, start + 2)
+        ring, other = replay.add(ring, batch), replay.add_where(other, batch, chosen)
+    jax.tree.map(np.testing.assert_array_equal, ring, other)
+
+
+def test_the_shapes_of_transitions_are_those_that_a_collector_makes():
+    env = DoubleIntegrator()
+    body = Body(jnp.ones(1), jnp.ones(1))
+    made = jax.eval_shape(
+        lambda: DeviceCollector(env, OneTask()).episodes(
+            lambda params, carry, timestep, key: (jnp.zeros(1), carry, ()), (), jnp.zeros(1), body, jax.random.key(0)
+        )
+    )
+    shapes = replay.transition_shapes(env.spec)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape[2:], x.dtype), made)
+    assert replay.capacity(replay.init(shapes, 7)) == 7
 
 
 def chi_square(draws, expected):

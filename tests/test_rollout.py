@@ -15,6 +15,7 @@ from metadyna.rollout import (
     previous_actions,
     valid_steps,
 )
+from metadyna.types import Average
 
 LEFT, UP, RIGHT, DOWN, STAY, RIDE, END, PICK_UP, DROP = Action
 KEY = jax.random.key(0)
@@ -143,3 +144,36 @@ def test_a_step_pairs_the_action_with_the_reward_it_earned():
     assert episodes.reward[:, 0].tolist() == [1, 2]
     assert episodes.obs[:, 0, 0].tolist() == [0, 1]
     assert episodes.discount[:, 0].tolist() == [1, 0]
+
+
+def test_collecting_goes_on_where_it_stopped_and_books_the_episodes_that_ended():
+    """By hand, on a problem that pays 1 for its second step; what is common with the host is in test_host.py."""
+    env = Probe(rewards=((0.0, 0.0), (1.0, 1.0), (0.0, 0.0)), horizon=2)
+    collector = DeviceCollector(env, Split(COURSE_CITY, (0,)))
+    collect = jax.jit(lambda state, key: collector.collect(scripted((1,) * 9), (), state, key, 3))
+    begun = collector.begin(jnp.zeros(1, jnp.int32), 1, KEY)
+    assert begun.timestep.first.tolist() == [True]
+    one, first = collect(begun, KEY)
+    two, second = collect(one, KEY)
+    assert first.obs[:, 0, 0].tolist() + second.obs[:, 0, 0].tolist() == [0, 1, 0, 1, 0, 1]
+    assert first.next_obs[:, 0, 0].tolist() == [1, 2, 1]
+    assert first.last[:, 0].tolist() == [False, True, False]
+    assert first.discount[:, 0].tolist() == [1, 0, 1]
+    assert (one.returns.tolist(), one.lengths.tolist()) == ([0], [1])
+    assert two.carry.tolist() == [6]
+    for state, count in ((begun, 0), (one, 1), (two, 2)):
+        assert state.finished["train/episode_return"] == (count, count)
+        assert state.finished["train/episode_length"] == (2 * count, count)
+
+
+def test_repeating_is_compiled_once():
+    collector, traces = DeviceCollector(PROBES["constant"], Split(COURSE_CITY, (0,))), []
+
+    def step(state, key):
+        traces.append(1)
+        return state + 1, {"a/state": Average(state, jnp.int32(1))}
+
+    state, metrics = collector.repeat(step, jnp.float32(3), jax.random.split(KEY, 5))
+    assert state == 8
+    assert metrics == {"a/state": (3 + 4 + 5 + 6 + 7, 5)}
+    assert len(traces) == 1

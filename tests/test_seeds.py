@@ -13,6 +13,7 @@ import pytest
 
 from metadyna import run, seeds
 from metadyna.evaluate import Evaluation
+from metadyna.program import DeviceProgram
 from tests.tiny import PROGRAM, TINY, compiled_once, home  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -30,7 +31,7 @@ def varied_scores():
         return Evaluation(returns, jnp.ones((self.config.seeds, 2, 4), jnp.int32))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PROGRAM, "evaluate", score)
+        patch.setattr(DeviceProgram, "evaluate", score)
         yield
 
 

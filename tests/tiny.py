@@ -4,7 +4,9 @@ import atexit
 import functools
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -14,7 +16,20 @@ from metadyna import run, runinfo
 from metadyna.checkpoint import state_sha256
 from metadyna.config import Config
 from metadyna.improve.ddqn import DDQN
+from metadyna.improve.ppo import PPO
+from metadyna.improve.sac import SAC
+from metadyna.models.fit import Fit
+from metadyna.models.gaussian import GaussianEnsemble
+from metadyna.planning.mpc import MPC
+from metadyna.search.cem import CEM
+from metadyna.search.random import RandomShooting
 from metadyna.systems.dream import DREAM
+from metadyna.systems.mbpo import MBPO
+from metadyna.systems.metrpo import METRPO
+from metadyna.systems.mpc import PETS, RandomShootingMPC
+from metadyna.systems.ppo import ProximalPolicyOptimisation
+from metadyna.systems.sac import SoftActorCritic
+from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 
 SMALL = DDQN(warmup=2, batch=4, update_every=8)
 TINY = Config(
@@ -27,7 +42,43 @@ TINY = Config(
 )
 """The one configuration of all tests of runs: compiling it is what they spend their time on."""
 
-PROGRAM = run.Program
+MODEL = GaussianEnsemble(members=2, elites=2, widths=(8,), weight_decay=(0.0, 0.0))
+SURE = GaussianEnsemble(members=2, elites=2, widths=(8,), weight_decay=(0.0, 0.0), probabilistic=False)
+FIT = Fit(batch=16, holdout=0.0, max_updates=10)
+PLANNER = MPC(search=CEM(population=10, elites=3, iterations=2), horizon=5)
+POLICY = SAC(widths=(8,), batch=16)
+
+CONTINUOUS = {
+    "mbpo": MBPO(
+        learner=POLICY, model=MODEL, fit=FIT, refresh=10, branches=3, updates=2, warmup=20, capacity=100,
+        horizon_end=3, horizon_from=20, horizon_until=60,
+    ),
+    "me-trpo": METRPO(
+        model=SURE, fit=FIT, widths=(8,), collect=20, episodes=4, horizon=5, policy_steps=3, validate_every=2,
+        capacity=100,
+    ),
+    "mpc-rs": RandomShootingMPC(
+        model=replace(SURE, members=1, elites=1), fit=FIT, planner=MPC(search=RandomShooting(10), horizon=5),
+        collect=20, warmup=20, capacity=200,
+    ),
+    "pets": PETS(model=MODEL, fit=FIT, planner=PLANNER, particles=2, collect=20, warmup=20, capacity=200),
+    "ppo": ProximalPolicyOptimisation(learner=PPO(widths=(8,), minibatches=2, epochs=2), parallel=2, collect=20),
+    "sac": SoftActorCritic(learner=POLICY, warmup=20, capacity=100),
+    "trpo": TrustRegionPolicyOptimisation(widths=(8,), parallel=2, collect=20),
+}  # fmt: skip
+"""Systems for vectors of floats, as small as they can be."""
+
+
+def tiny(name: str, task: str = "pendulum", **changes: Any) -> Config:
+    """A run of a tiny system: two episodes or so."""
+    iteration = {"sac": 1, "mbpo": 10, "ppo": 40, "trpo": 40}.get(name, 20)
+    config = Config(
+        CONTINUOUS[name], task, steps=80, chunk=max(1, 20 // iteration), eval_every=40, checkpoint_seconds=0.0
+    )
+    return replace(config, **changes)
+
+
+PROGRAM = run.build
 SHARED = functools.cache(PROGRAM)
 
 
@@ -48,7 +99,7 @@ def trained(config: Config = TINY) -> run.Result:
 def compiled_once():
     """Compile each configuration once per process, and each program once for all the processes of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "Program", SHARED)
+        patch.setattr(run, "build", SHARED)
         patch.setenv("XDG_CACHE_HOME", str(home() / "cache"))
         before = jax.config.jax_compilation_cache_dir
         compilation_cache.reset_cache()  # JAX may have decided to go without
