@@ -4,14 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadyna.envs import TASKS, make
+from metadyna.envs import GRIDS, make
 from metadyna.observations import Distinct, embed_distinct
 
 ROWS = np.array([[0, 1, 0], [2, 0, 3], [1, 1, 2]])
 SIZES = (3, 2, 4)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", GRIDS)
 def test_every_observation_of_a_family_has_a_row_of_its_own(name):
     env = make(name).env
     distinct = Distinct.create(env.observations, env.spec.observation.sizes)

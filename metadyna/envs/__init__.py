@@ -2,14 +2,27 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
+from metadyna.envs.control import (
+    Bodies,
+    CartPoleBalance,
+    CartPoleSwingUp,
+    Control,
+    DoubleIntegrator,
+    OneTask,
+    Pendulum,
+    PointDirection,
+    PointMass,
+)
 from metadyna.envs.cooking import CookingGrid
 from metadyna.envs.gridworld import COURSE_CITY, CityGrid, Grid, Split
 from metadyna.envs.references import family_returns
-from metadyna.errors import unknown
-from metadyna.types import Family
+from metadyna.errors import UserError, unknown
+from metadyna.types import Family, TaskDistribution
 
 DISTRACTION_STRIDE = 11  # the published code trains on every eleventh problem
+EVALUATION_EPISODES = 10  # on simulators, where they take time
 COOKING_TEST_PROBLEM = 10  # the published code's; the paper says 11, but its optimum is that of 10
 
 
@@ -35,7 +48,30 @@ def _cooking(name: str, env: CookingGrid) -> Family:
     return _family(name, env, train, [COOKING_TEST_PROBLEM])
 
 
-TASKS: dict[str, Callable[[], Family]] = {
+def _control(name: str, env: Control, train: TaskDistribution, test: TaskDistribution) -> Family:
+    return Family(name, env, train, test, references=dict)
+
+
+def _robot(robot: str) -> Family:
+    # Loading MuJoCo takes longer than starting to train may, so only who asks for a robot pays for it.
+    from metadyna.envs.mujoco import ROBOTS, HostRobot
+
+    return Family(robot, HostRobot(ROBOTS[robot]), OneTask(), OneTask(EVALUATION_EPISODES), references=dict)
+
+
+ROBOT_NAMES = (
+    "half-cheetah",
+    "hopper",
+    "walker2d",
+    "swimmer",
+    "ant",
+    "humanoid",
+    "inverted-pendulum",
+    "reacher",
+    "pusher",
+)
+
+GRIDS: dict[str, Callable[[], Family]] = {
     "city-vanilla": lambda: _all_seen("city-vanilla", CityGrid()),
     "city-distraction": lambda: _unseen("city-distraction", CityGrid(distractors=True)),
     "city-map": lambda: _all_seen("city-map", CityGrid(map=True)),
@@ -43,11 +79,39 @@ TASKS: dict[str, Callable[[], Family]] = {
     "city-5x5": lambda: _all_seen("city-5x5", COURSE_CITY),
     "cooking": lambda: _cooking("cooking", CookingGrid()),
 }
+
+CONTROLS: dict[str, Callable[[], Family]] = {
+    "pendulum": lambda: _control("pendulum", Pendulum(), OneTask(), OneTask()),
+    "cartpole-balance": lambda: _control("cartpole-balance", CartPoleBalance(), OneTask(), OneTask()),
+    "cartpole-swingup": lambda: _control("cartpole-swingup", CartPoleSwingUp(), OneTask(), OneTask()),
+    "point-mass": lambda: _control("point-mass", PointMass(), OneTask(), OneTask(100)),
+    "double-integrator": lambda: _control("double-integrator", DoubleIntegrator(), Bodies(), Bodies()),
+    "point-direction": lambda: _control("point-direction", PointDirection(), OneTask(), OneTask()),
+}
+
+TASKS: dict[str, Callable[[], Family]] = {
+    **GRIDS,
+    **CONTROLS,
+    **{name: functools.partial(_robot, name) for name in ROBOT_NAMES},
+}
 """Every named benchmark; building one costs nothing until it is used."""
 
 
 def make(name: str) -> Family:
-    """Build the named benchmark."""
+    """Build the named benchmark, or the task of a user's own environment from `gym:module:factory`."""
+    if name.startswith("gym:"):
+        from metadyna.envs.gym import from_name
+
+        return Family(name, from_name(name), OneTask(), OneTask(EVALUATION_EPISODES), references=dict)
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return TASKS[name]()
+
+
+def register(name: str, factory: Callable[[], Any]) -> None:
+    """Make a user's own Gymnasium environment a task of this process; `factory()` returns a fresh `gymnasium.Env`."""
+    from metadyna.envs.gym import GymEnv
+
+    if name in TASKS:
+        raise UserError(f"there is a task '{name}' already; choose another name")
+    TASKS[name] = lambda: Family(name, GymEnv(factory, name), OneTask(), OneTask(EVALUATION_EPISODES), references=dict)

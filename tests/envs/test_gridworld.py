@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadyna.envs import TASKS, make
+from metadyna.envs import GRIDS, make
 from metadyna.envs.cooking import CookingGrid
 from metadyna.envs.gridworld import COURSE_CITY, Action, CityGrid, GridTask, Split, published_trial
 from metadyna.errors import UserError
 
 LEFT, UP, RIGHT, DOWN, STAY, RIDE, END, PICK_UP, DROP = Action
 CITY = CityGrid()
-NAMES = tuple(TASKS)
+NAMES = tuple(GRIDS)
 
 
 def task_of(problem, goal):

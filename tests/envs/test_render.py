@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadyna.envs import TASKS, make, render
+from metadyna.envs import GRIDS, make, render
 from metadyna.envs.cooking import CookingGrid
 from metadyna.envs.gridworld import Action, CityGrid, GridState, GridTask
 
@@ -68,7 +68,7 @@ def test_colours_of_a_city(x, y, right, colour):
     assert pixel(render.picture(env, task, state), x, y, right) == colour
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", GRIDS)
 def test_every_family_has_pictures(name):
     family = make(name)
     task = family.test.sample(jax.random.key(0))
