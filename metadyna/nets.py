@@ -44,23 +44,48 @@ class Linear(eqx.Module):
         return [Linear(piece, self.bias if i == 0 else none) for i, piece in enumerate(pieces)]
 
 
+class LayerNorm(eqx.Module):
+    """Subtract the mean of the features, divide by their standard deviation, scale and shift (Ba et al. 2016)."""
+
+    scale: Float[Array, "width"]
+    shift: Float[Array, "width"]
+
+    @staticmethod
+    def create(width: int) -> "LayerNorm":
+        """Begin with no scale and no shift."""
+        return LayerNorm(jnp.ones(width), jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "width"]) -> Float[Array, "width"]:
+        """Map one example."""
+        centred = x - jnp.mean(x)
+        return self.scale * centred * jax.lax.rsqrt(jnp.mean(centred**2) + 1e-5) + self.shift
+
+
 class MLP(eqx.Module):
-    """Linear layers with an activation between them, none after the last."""
+    """Linear layers with an activation between them, none after the last; optionally normalised before it."""
 
     layers: tuple[Linear, ...]
     activation: Callable = eqx.field(static=True)
+    norms: tuple[LayerNorm, ...] = ()
 
     @staticmethod
-    def create(widths: Sequence[int], key: PRNGKeyArray, activation: Callable[[Array], Array] = jax.nn.relu) -> "MLP":
+    def create(
+        widths: Sequence[int],
+        key: PRNGKeyArray,
+        activation: Callable[[Array], Array] = jax.nn.relu,
+        layer_norm: bool = False,
+    ) -> "MLP":
         """Build from the list of widths, inputs and outputs included."""
         keys = jax.random.split(key, len(widths) - 1)
         layers = tuple(Linear.create(i, o, k) for i, o, k in zip(widths[:-1], widths[1:], keys, strict=True))
-        return MLP(layers, activation)
+        norms = tuple(LayerNorm.create(width) for width in widths[1:-1]) if layer_norm else ()
+        return MLP(layers, activation, norms)
 
     def __call__(self, x: Float[Array, "inputs"]) -> Float[Array, "outputs"]:
         """Map one example."""
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
+        for i, layer in enumerate(self.layers[:-1]):
+            x = layer(x)
+            x = self.activation(self.norms[i](x) if self.norms else x)
         return self.layers[-1](x)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from metadyna.adapt.context import ProblemEncoder, TrajectoryDecoder
 from metadyna.envs.gridworld import CityGrid
-from metadyna.nets import LSTM, MLP, DiscreteEncoder, Dueling, Embedding, Linear, dueling, num_parameters
+from metadyna.nets import LSTM, MLP, DiscreteEncoder, Dueling, Embedding, LayerNorm, Linear, dueling, num_parameters
 from metadyna.policies import ExplorePolicy, FeedForwardPolicy, RecurrentPolicy
 from metadyna.systems.dream import DREAM, ExecuteNets
 
@@ -28,6 +28,8 @@ SIZES = {
 MODULES = {
     "linear": lambda: Linear.create(3, 2, KEY),
     "mlp": lambda: MLP.create((3, 4, 2), KEY),
+    "normalised mlp": lambda: MLP.create((3, 4, 4, 2), KEY, layer_norm=True),
+    "layer norm": lambda: LayerNorm.create(3),
     "embedding": lambda: Embedding.create(3, 2, KEY),
     "encoder": lambda: DiscreteEncoder.create((3, 4), 2, KEY),
     "lstm": lambda: LSTM.create(3, 2, KEY),
@@ -103,6 +105,34 @@ def test_an_mlp_is_affine_after_its_last_activation():
     (w0, b0), (w1, b1) = [(np.asarray(layer.weight), np.asarray(layer.bias)) for layer in mlp.layers]
     x = np.array([1.0, -2.0, 0.5], np.float32)
     np.testing.assert_allclose(mlp(jnp.asarray(x)), np.maximum(x @ w0 + b0, 0) @ w1 + b1, atol=1e-6)
+
+
+def test_a_layer_norm_gives_mean_0_and_deviation_1_before_scale_and_shift():
+    x = jax.random.normal(KEY, (100,)) * 5 + 3
+    y = LayerNorm.create(100)(x)
+    np.testing.assert_allclose(y, (x - x.mean()) / x.std(), atol=1e-5)
+    np.testing.assert_allclose(LayerNorm.create(100)(7 * x - 2), y, atol=1e-5)
+    scale, shift = jnp.arange(100.0), -jnp.ones(100)
+    np.testing.assert_allclose(LayerNorm(scale, shift)(x), scale * y - 1, rtol=1e-5)
+    constant, slope = jax.value_and_grad(lambda x: jnp.sum(LayerNorm.create(3)(x) ** 2))(jnp.ones(3))
+    assert constant == 0
+    assert jnp.isfinite(slope).all()
+
+
+def test_a_normalised_mlp_normalises_before_every_activation_and_draws_the_same_weights():
+    plain, mlp = (MLP.create((3, 8, 8, 2), KEY, jnp.tanh, layer_norm=norm) for norm in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, plain.layers, mlp.layers)
+    assert len(mlp.norms) == 2
+    assert num_parameters(mlp) - num_parameters(plain) == 2 * 2 * 8
+    x = np.array([1.0, -2.0, 0.5], np.float32)
+    hidden = x
+    for layer in mlp.layers[:-1]:
+        hidden = hidden @ np.asarray(layer.weight) + np.asarray(layer.bias)
+        hidden = np.tanh((hidden - hidden.mean()) / hidden.std())
+    expected = hidden @ np.asarray(mlp.layers[-1].weight) + np.asarray(mlp.layers[-1].bias)
+    np.testing.assert_allclose(mlp(jnp.asarray(x)), expected, atol=1e-3)
+    huge = MLP((Linear(mlp.layers[0].weight * 1e4, mlp.layers[0].bias * 1e4), *mlp.layers[1:]), jnp.tanh, mlp.norms)
+    np.testing.assert_allclose(huge(jnp.asarray(x)), expected, atol=1e-3)
 
 
 def test_a_discrete_encoder_reads_every_component():

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from metadyna.improve.descend import descend
 from metadyna.settings import check_ranges
-from metadyna.types import Average, Metrics
 
 LossFn = Callable[[Any], tuple[Array, dict[str, Array]]]
-UpdateFn = Callable[[Any, PRNGKeyArray], tuple[Any, dict[str, Array]]]
 
 
 class Learner(NamedTuple):
@@ -92,8 +91,7 @@ class DDQN:
     def descend(self, learner: Learner, loss: LossFn) -> tuple[Learner, dict[str, Array]]:
         """One optimiser step on `loss(weights) -> (scalar, metrics)`; moves the target where its period is over."""
         gradients, metrics = jax.grad(loss, has_aux=True)(learner.weights)
-        changes, optimiser = self.optimiser.update(gradients, learner.optimiser)
-        weights = optax.apply_updates(learner.weights, changes)
+        weights, optimiser = descend(self.optimiser, learner.weights, gradients, learner.optimiser)
         updates = learner.updates + 1
         period = max(1, self.target_period // self.update_every)
         target = jax.lax.cond(
@@ -102,23 +100,6 @@ class DDQN:
             lambda: learner.target,
         )
         return Learner(weights, target, optimiser, updates), metrics
-
-
-def repeat_updates(
-    update: UpdateFn, learner: Learner, times: Int[Array, ""], key: PRNGKeyArray
-) -> tuple[Learner, Metrics]:
-    """Apply `update(learner, key)` a number of times that is only known at run time; average its metrics."""
-    update = jax.jit(update)  # traced once for the shapes of its metrics and for the loop
-
-    def again(i: Array, state: tuple[Learner, dict[str, Array]]) -> tuple[Learner, dict[str, Array]]:
-        learner, totals = state
-        learner, metrics = update(learner, jax.random.fold_in(key, i))
-        return learner, jax.tree.map(jnp.add, totals, metrics)
-
-    shapes = jax.eval_shape(update, learner, key)[1]
-    totals = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    learner, totals = jax.lax.fori_loop(0, times, again, (learner, totals))
-    return learner, {name: Average(total, times) for name, total in totals.items()}
 
 
 def greedy_or_random(

@@ -42,7 +42,8 @@ from metadyna.adapt.context import (
     information_gain,
 )
 from metadyna.errors import UserError
-from metadyna.improve.ddqn import DDQN, Learner, double_q_target, greedy_or_random, repeat_updates, td_loss
+from metadyna.improve.ddqn import DDQN, Learner, double_q_target, greedy_or_random, td_loss
+from metadyna.improve.repeat import repeat_updates
 from metadyna.nets import LSTMState
 from metadyna.observations import Distinct
 from metadyna.policies import ExplorePolicy, FeedForwardPolicy, RecurrentPolicy

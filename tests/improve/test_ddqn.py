@@ -16,9 +16,9 @@ from metadyna.improve.ddqn import (
     double_q_target,
     greedy_or_random,
     masked_mean,
-    repeat_updates,
     td_loss,
 )
+from metadyna.improve.repeat import repeat_updates
 from metadyna.nets import MLP
 from metadyna.rollout import DeviceCollector, valid_steps
 

@@ -1,0 +1,87 @@
+"""What on-policy learners make of experience that was lived, or imagined, with the policy they improve."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from metadyna.dists import normal_entropy, normal_kl, normal_log_prob
+from metadyna.gaussian_policy import GaussianPolicy
+from metadyna.improve.baseline import LinearBaseline
+from metadyna.improve.ddqn import masked_mean
+from metadyna.improve.trpo import TRPO
+from metadyna.returns import gae, rewards_to_go, standardise
+from metadyna.types import Transition
+
+
+class Weighed(NamedTuple):
+    """Steps [T, B] with their standardised advantages; `target` is the return that a baseline is to predict."""
+
+    steps: Transition
+    time: Float[Array, "T B"]
+    advantage: Float[Array, "T B"]
+    target: Float[Array, "T B"]
+    valid: Bool[Array, "T B"]
+
+
+def weigh(
+    steps: Transition,
+    baseline: LinearBaseline,
+    began: Int[Array, "B"],
+    valid: Bool[Array, "T B"],
+    discount: float,
+    decay: float,
+) -> Weighed:
+    """Advantages by GAE. The first steps are number `began` of their episodes; steps that are not valid do not count.
+
+    What was cut off, by a time limit or by the end of the experience, is worth the baseline's estimate.
+    """
+    time = _times(steps.last, began).astype(jnp.float32)
+    value, next_value = baseline(steps.obs, time), baseline(steps.next_obs, time + 1)
+    discounts = discount * steps.discount
+    advantage = gae(steps.reward, discounts, steps.last, value, next_value, decay)
+    cut = steps.last.at[-1].set(True)
+    target = rewards_to_go(steps.reward + jnp.where(cut, next_value * discounts, 0), discount, cut)
+    return Weighed(steps, time, standardise(advantage, valid), target, valid)
+
+
+def refit(data: Weighed) -> LinearBaseline:
+    """Fit the baseline that the next experience is weighed by."""
+    obs, time, target, valid = (
+        x.reshape(-1, *x.shape[2:]) for x in (data.steps.obs, data.time, data.target, data.valid)
+    )
+    return LinearBaseline.fit(obs, time, target, valid)
+
+
+def surrogate(policy: GaussianPolicy, data: Weighed) -> Float[Array, ""]:
+    """E[π(a|s) / π_old(a|s) Â] over the valid steps, whose `extras` are log π_old. Schulman et al. 2015, eq. 14."""
+    log_prob = normal_log_prob(data.steps.action, *over_steps(policy, data.steps.obs))
+    return masked_mean(jnp.exp(log_prob - data.steps.extras) * data.advantage, data.valid)
+
+
+def trust_region_step(
+    settings: TRPO, policy: GaussianPolicy, data: Weighed
+) -> tuple[GaussianPolicy, dict[str, Float[Array, ""]]]:
+    """One step of TRPO on experience that was lived with this policy."""
+    old = jax.lax.stop_gradient(over_steps(policy, data.steps.obs))
+
+    def kl(candidate: GaussianPolicy) -> Array:
+        return masked_mean(normal_kl(*old, *over_steps(candidate, data.steps.obs)), data.valid)
+
+    policy, metrics = settings.step(policy, lambda candidate: surrogate(candidate, data), kl)
+    return policy, {**metrics, "entropy": jnp.mean(normal_entropy(old[1]))}
+
+
+def over_steps(policy: GaussianPolicy, obs: Float[Array, "T B observed"]) -> tuple[Array, Array]:
+    """Means and log standard deviations [T, B, actions]."""
+    return jax.vmap(jax.vmap(policy))(obs)
+
+
+def _times(last: Bool[Array, "T B"], began: Int[Array, "B"]) -> Int[Array, "T B"]:
+    """Steps since the start of the episode, for every step."""
+
+    def ahead(time: Array, last: Array) -> tuple[Array, Array]:
+        return jnp.where(last, 0, time + 1), time
+
+    return jax.lax.scan(ahead, jnp.asarray(began), last)[1]

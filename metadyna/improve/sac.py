@@ -1,0 +1,202 @@
+"""Soft actor-critic with twin critics and automatic temperature (Haarnoja et al. 2018, arXiv 1812.05905)."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from metadyna.dists import squashed_normal
+from metadyna.improve.descend import descend
+from metadyna.nets import MLP
+from metadyna.settings import check_ranges
+from metadyna.types import TimeStep, Transition
+
+LOG_STD_RANGE = (-20.0, 2.0)
+
+
+class Actor(eqx.Module):
+    """Squashed Gaussian over actions in (-1, 1), given features."""
+
+    mlp: MLP
+
+    def __call__(self, x: Float[Array, "features"]) -> tuple[Float[Array, "actions"], Float[Array, "actions"]]:
+        """Mean and log standard deviation before the squashing."""
+        mean, log_std = jnp.split(self.mlp(x), 2, axis=-1)
+        return mean, jnp.clip(log_std, *LOG_STD_RANGE)
+
+
+class Critic(eqx.Module):
+    """Q(features, action)."""
+
+    mlp: MLP
+
+    def __call__(self, x: Float[Array, "features"], action: Float[Array, "actions"]) -> Float[Array, ""]:
+        """Value one pair."""
+        return self.mlp(jnp.concatenate([x, action]))[0]
+
+
+class SACLearner(NamedTuple):
+    """Weights, slow critics and one optimiser state each for actor, critics and temperature."""
+
+    actor: Actor
+    critics: tuple[Critic, Critic]
+    targets: tuple[Critic, Critic]
+    log_temperature: Float[Array, ""]
+    actor_optimiser: optax.OptState
+    critic_optimiser: optax.OptState
+    temperature_optimiser: optax.OptState
+    updates: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class SAC:
+    """Networks and one update on a batch of transitions."""
+
+    widths: tuple[int, ...] = (256, 256)
+    """Hidden layers of actor and critics."""
+    layer_norm: bool = False
+    """Normalise the critics' hidden layers."""
+    actor_rate: float = 3e-4
+    """Adam's step size for the actor."""
+    critic_rate: float = 3e-4
+    """Adam's step size for the critics."""
+    temperature_rate: float = 3e-4
+    """Adam's step size for the log-temperature; 0 keeps it."""
+    temperature: float = 1.0
+    """α at first: the price of entropy in units of reward."""
+    target_entropy: float | None = None
+    """Entropy in nats that the temperature steers to; None: minus the number of actions."""
+    discount: float = 0.99
+    """γ per step."""
+    target_rate: float = 0.005
+    """τ: how far the slow critics move per update."""
+    batch: int = 256
+    """Transitions per update."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            actor_rate="(0, 1]",
+            critic_rate="(0, 1]",
+            temperature_rate="[0, 1]",
+            temperature="(0, inf)",
+            discount="[0, 1]",
+            target_rate="(0, 1]",
+            batch="[1, 1000000]",
+        )
+
+    def init(self, features: int, actions: int, key: PRNGKeyArray) -> SACLearner:
+        """Draw all weights; the slow critics begin as copies."""
+        k_actor, *k_critics = jax.random.split(key, 3)
+        actor = Actor(MLP.create((features, *self.widths, 2 * actions), k_actor))
+        one, other = (
+            Critic(MLP.create((features + actions, *self.widths, 1), k, layer_norm=self.layer_norm)) for k in k_critics
+        )
+        log_temperature = jnp.log(jnp.float32(self.temperature))
+        parts: Any = actor, (one, other)
+        return SACLearner(
+            actor,
+            (one, other),
+            jax.tree.map(jnp.copy, (one, other)),
+            log_temperature,
+            optax.adam(self.actor_rate).init(parts[0]),
+            optax.adam(self.critic_rate).init(parts[1]),
+            optax.adam(self.temperature_rate).init(log_temperature),
+            jnp.int32(0),
+        )
+
+    def update(
+        self, learner: SACLearner, batch: Transition, key: PRNGKeyArray
+    ) -> tuple[SACLearner, dict[str, Float[Array, ""]]]:
+        """One step for critics, actor and temperature on transitions [B, ...] whose `obs` are features."""
+        k_next, k_actor = jax.random.split(key)
+        temperature = jnp.exp(learner.log_temperature)
+
+        target = jax.lax.stop_gradient(self.critic_target(learner, batch, k_next))
+        critic_loss, slope = jax.value_and_grad(_critic_loss)(learner.critics, batch, target)
+        adam = optax.adam(self.critic_rate)
+        critics, critic_optimiser = descend(adam, learner.critics, slope, learner.critic_optimiser)
+
+        (actor_loss, log_prob), slope = jax.value_and_grad(_actor_loss, has_aux=True)(
+            learner.actor, critics, temperature, batch.obs, k_actor
+        )
+        adam = optax.adam(self.actor_rate)
+        actor, actor_optimiser = descend(adam, learner.actor, slope, learner.actor_optimiser)
+
+        # -log α (log π + H): the temperature rises while the entropy is below its target. eq. 18
+        wanted = -batch.action.shape[-1] if self.target_entropy is None else self.target_entropy
+        slope = -(jnp.mean(log_prob) + wanted)
+        adam, old = optax.adam(self.temperature_rate), learner.log_temperature
+        log_temperature, temperature_optimiser = descend(adam, old, slope, learner.temperature_optimiser)
+
+        metrics = {
+            "critic_loss": critic_loss,
+            "actor_loss": actor_loss,
+            "entropy": -jnp.mean(log_prob),
+            "temperature": temperature,
+            "value": jnp.mean(target),
+        }
+        learner = SACLearner(
+            actor,
+            critics,
+            jax.tree.map(lambda new, old: old + self.target_rate * (new - old), critics, learner.targets),
+            log_temperature,
+            actor_optimiser,
+            critic_optimiser,
+            temperature_optimiser,
+            learner.updates + 1,
+        )
+        return learner, metrics
+
+    def critic_target(self, learner: SACLearner, batch: Transition, key: PRNGKeyArray) -> Float[Array, "B"]:
+        """r + γ (min Q'(s', a') - α log π(a'|s')) with a fresh a'; no future where the MDP terminated. eq. 5, 6."""
+        action, log_prob = squashed_normal(*jax.vmap(learner.actor)(batch.next_obs), key)
+        value = _least(learner.targets, batch.next_obs, action) - jnp.exp(learner.log_temperature) * log_prob
+        return batch.reward + self.discount * batch.discount * value
+
+
+def sac_action(
+    actor: Actor, x: Float[Array, "features"], key: PRNGKeyArray, stochastic: bool | Array = True
+) -> Float[Array, "actions"]:
+    """Draw an action, or take the squashed mean."""
+    mean, log_std = actor(x)
+    return jnp.where(stochastic, squashed_normal(mean, log_std, key)[0], jnp.tanh(mean))
+
+
+def practise(
+    params: tuple[Actor, Array], carry: tuple[()], timestep: TimeStep, key: PRNGKeyArray
+) -> tuple[Array, tuple[()], tuple[()]]:
+    """Draw from the policy, or uniformly while warming up."""
+    actor, random = params
+    k_action, k_random = jax.random.split(key)
+    action = sac_action(actor, timestep.obs, k_action)
+    uniform = jax.random.uniform(k_random, action.shape, minval=-1, maxval=1)
+    return jnp.where(random, uniform, action), carry, ()
+
+
+def perform(
+    actor: Actor, carry: tuple[()], timestep: TimeStep, key: PRNGKeyArray
+) -> tuple[Array, tuple[()], tuple[()]]:
+    """Take the policy's mean action."""
+    return sac_action(actor, timestep.obs, key, stochastic=False), carry, ()
+
+
+def _critic_loss(critics: tuple[Critic, Critic], batch: Transition, target: Array) -> Float[Array, ""]:
+    values = [jax.vmap(critic)(batch.obs, batch.action) for critic in critics]
+    return sum((0.5 * jnp.mean((value - target) ** 2) for value in values), jnp.float32(0))  # eq. 5
+
+
+def _actor_loss(
+    actor: Actor, critics: tuple[Critic, Critic], temperature: Array, obs: Array, key: PRNGKeyArray
+) -> tuple[Float[Array, ""], Float[Array, "B"]]:
+    action, log_prob = squashed_normal(*jax.vmap(actor)(obs), key)
+    return jnp.mean(temperature * log_prob - _least(critics, obs, action)), log_prob  # eq. 9
+
+
+def _least(critics: tuple[Critic, Critic], obs: Array, action: Array) -> Float[Array, "B"]:
+    one, other = (jax.vmap(critic)(obs, action) for critic in critics)
+    return jnp.minimum(one, other)

@@ -1,0 +1,103 @@
+"""Trust-region policy optimisation (Schulman et al. 2015): a natural gradient step within a bound on the divergence."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from metadyna.settings import check_ranges
+
+Objective = Callable[[Any], Float[Array, ""]]
+
+
+@dataclass(frozen=True)
+class TRPO:
+    """One step on any weights, for any surrogate and divergence."""
+
+    max_kl: float = 0.01
+    """δ: bound on the mean KL divergence of a step, in nats."""
+    cg_iterations: int = 10
+    """Conjugate gradient iterations."""
+    damping: float = 1e-2
+    """Added to the diagonal of the Fisher matrix."""
+    backtracks: int = 15
+    """Step lengths that are tried."""
+    shrink: float = 0.8
+    """Each is this fraction of the one before."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            max_kl="(0, inf)",
+            cg_iterations="[1, 10000]",
+            damping="[0, inf)",
+            backtracks="[1, 1000]",
+            shrink="(0, 1)",
+        )
+
+    def step(self, weights: Any, surrogate: Objective, kl: Objective) -> tuple[Any, dict[str, Float[Array, ""]]]:
+        """Raise `surrogate(weights)` while `kl(weights)`, 0 at the start, stays within the bound.
+
+        A step that does not improve, breaks the bound or is not finite at any tried length leaves the weights as they
+        are, bit for bit, and counts as rejected.
+        """
+        start, unravel = ravel_pytree(weights)
+        value, slope = jax.value_and_grad(lambda w: surrogate(unravel(w)))(start)
+
+        def fisher(direction: Array) -> Array:
+            # The Hessian of the KL divergence at its minimum, where it is the Fisher matrix. appendix C.1
+            slope_of_kl = jax.grad(lambda w: kl(unravel(w)))
+            return jax.jvp(slope_of_kl, (start,), (direction,))[1] + self.damping * direction
+
+        direction = conjugate_gradient(fisher, slope, self.cg_iterations)
+        curvature = direction @ fisher(direction)
+        longest = jnp.sqrt(2 * self.max_kl / jnp.maximum(curvature, 1e-12))  # appendix C
+
+        def accepted(moved: Array) -> Array:
+            there = unravel(moved)
+            better, near = surrogate(there) > value, kl(there) <= self.max_kl
+            return better & near & jnp.all(jnp.isfinite(moved))
+
+        def try_next(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            tries, _, _ = state
+            moved = start + longest * self.shrink**tries * direction
+            return tries + 1, moved, accepted(moved)
+
+        def searching(state: tuple[Array, Array, Array]) -> Array:
+            tries, _, done = state
+            return (tries < self.backtracks) & ~done
+
+        tries, moved, done = lax.while_loop(searching, try_next, (jnp.int32(0), start, jnp.bool_(False)))
+        final = unravel(jnp.where(done, moved, start))
+        metrics = {
+            "surrogate_gain": jnp.where(done, surrogate(final) - value, 0.0),
+            "kl": kl(final),
+            "rejected": 1.0 - done,
+            "backtracks": tries - 1.0,
+        }
+        return final, metrics
+
+
+def conjugate_gradient(
+    product: Callable[[Float[Array, "n"]], Float[Array, "n"]], right: Float[Array, "n"], iterations: int
+) -> Float[Array, "n"]:
+    """Solve A x = right for a positive definite A that is known by its products (Hestenes and Stiefel 1952)."""
+
+    def refine(_: Any, state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        x, residual, direction, squared = state
+        image = product(direction)
+        curvature = direction @ image
+        # Solved, or not positive definite to float32: stay.
+        length = jnp.where(curvature > 0, squared / jnp.where(curvature > 0, curvature, 1), 0)
+        x, residual = x + length * direction, residual - length * image
+        new = residual @ residual
+        ratio = jnp.where(squared > 0, new / jnp.where(squared > 0, squared, 1), 0)
+        return x, residual, residual + ratio * direction, new
+
+    start = jnp.zeros_like(right), right, right, right @ right
+    return lax.fori_loop(0, iterations, refine, start)[0]
