@@ -1,0 +1,1 @@
+"""Planning: from scores of imagined action sequences to the action to take."""

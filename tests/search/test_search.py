@@ -1,0 +1,556 @@
+"""Searches: every one on every function, and each against the numbers of its source."""
+
+import functools
+import math
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadyna.errors import UserError
+from metadyna.search import Search, advance, maximise, moments, top
+from metadyna.search.cem import CEM
+from metadyna.search.icem import ICEM, coloured_noise
+from metadyna.search.mppi import MPPI, mppi_weights, smooth
+from metadyna.search.random import RandomShooting
+
+KEY = jax.random.key(0)
+NAN, INF = float("nan"), float("inf")
+
+SEARCHES = {
+    "random": RandomShooting(),
+    "cem": CEM(population=60, elites=8, iterations=4),
+    "icem": ICEM(),
+    "mppi": MPPI(iterations=4, noise=0.5, temperature=0.1),
+    "mppi, smooth": MPPI(iterations=4, noise=0.5, smoothing=0.5, normalise=True),
+}
+REPEATED = [name for name, search in SEARCHES.items() if len(search.populations) > 1]
+
+SHAPE, LOW, HIGH = (3, 2), np.array([-1.0, -0.5], np.float32), np.array([1.0, 0.75], np.float32)
+"""A box that is not symmetric, and another for each action."""
+
+
+def bowl(x):
+    return -jnp.sum((x - 0.3) ** 2, axis=(1, 2))
+
+
+def corner(x):
+    return jnp.sum(x, axis=(1, 2))
+
+
+def opposite(x):
+    return -corner(x)
+
+
+def valley(x, steepness=10.0):
+    """Rosenbrock's function."""
+    x = x.reshape(len(x), -1)
+    return -jnp.sum(steepness * (x[:, 1:] - x[:, :-1] ** 2) ** 2 + (1 - x[:, :-1]) ** 2, axis=1)
+
+
+def stairs(x):
+    return -jnp.sum(jnp.abs(jnp.floor(4 * x) - 1), axis=(1, 2))
+
+
+def walk(x):
+    """Steps add up to a position, which should reach 1 and stay."""
+    return -jnp.sum((jnp.cumsum(x, axis=1) - 1) ** 2, axis=(1, 2))
+
+
+FUNCTIONS = {function.__name__: function for function in (bowl, corner, opposite, valley, stairs, walk)}
+
+
+def value(function, sequences):
+    return np.asarray(FUNCTIONS[function](jnp.asarray(sequences)))
+
+
+def scorer(which, wall, bad):
+    """Function number `which`, but `bad` where the very first action lies beyond `wall`; all may be traced."""
+
+    def score(candidates, key):
+        scores = jax.lax.switch(which, list(FUNCTIONS.values()), candidates)
+        return jnp.where(candidates[:, 0, 0] > wall, bad, scores)
+
+    return score
+
+
+@functools.lru_cache
+def compiled(name):
+    search = SEARCHES[name]
+    return jax.jit(
+        jax.vmap(lambda state, problem, key: maximise(search, scorer(*problem), state, key), in_axes=(None, None, 0))
+    )
+
+
+def solve(name, function="bowl", wall=INF, bad=NAN, state=None, seeds=16):
+    """Final states over seeds; one program for each search."""
+    state = SEARCHES[name].init(SHAPE, LOW, HIGH) if state is None else state
+    problem = jnp.int32(list(FUNCTIONS).index(function)), jnp.float32(wall), jnp.float32(bad)
+    return compiled(name)(state, problem, jax.random.split(KEY, seeds))
+
+
+def solutions(name, states):
+    return np.asarray(jax.vmap(SEARCHES[name].solution)(states))
+
+
+def ask(search, state, iteration):
+    asked = jax.jit(search.ask, static_argnums=(2, 3))(state, KEY, search.populations[iteration], iteration)
+    return np.asarray(asked)
+
+
+def first(states):
+    return jax.tree.map(lambda x: x[0], states)
+
+
+def many(search, function, seeds, shape, low, high):
+    """Final states over seeds, in a box of its own."""
+
+    def run(key):
+        return maximise(search, lambda candidates, key: function(candidates), search.init(shape, low, high), key)
+
+    return jax.jit(jax.vmap(run))(jax.random.split(KEY, seeds))
+
+
+def assert_inside(sequences):
+    assert (np.asarray(sequences) >= LOW).all()
+    assert (np.asarray(sequences) <= HIGH).all()
+
+
+def assert_no_nan(state):
+    assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves(state))
+
+
+# --- every search
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_search_improves_and_stays_in_the_box(name, function):
+    found = solutions(name, solve(name, function))
+    middle = np.broadcast_to((LOW + HIGH) / 2, (1, *SHAPE))
+    assert value(function, found).mean() > value(function, middle)[0]
+    assert_inside(found)
+
+
+@pytest.mark.parametrize("function", ["corner", "opposite"])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_candidates_stay_in_the_box_wherever_the_mean_is(name, function):
+    search = SEARCHES[name]
+    state = search.shift(first(solve(name, function)))
+    for iteration in {0, len(search.populations) - 1}:
+        candidates = ask(search, state, iteration)
+        assert candidates.shape == (search.populations[iteration], *SHAPE)
+        assert_inside(candidates)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_region_without_finite_scores_loses(name, bad):
+    wall = 0.125  # the middle of the box is allowed, the peak is not
+    states = solve(name, wall=wall, bad=bad)
+    found = solutions(name, states)
+    assert_no_nan(states)
+    assert (found[:, 0, 0] <= wall).all()
+    assert value("bowl", found).mean() > value("bowl", np.broadcast_to((LOW + HIGH) / 2, (1, *SHAPE)))[0]
+    assert solutions(name, solve(name))[:, 0, 0].mean() > wall  # where everyone goes otherwise
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_population_without_finite_scores_changes_nothing(name, bad):
+    search = SEARCHES[name]
+    for state in (search.init(SHAPE, LOW, HIGH), search.shift(first(solve(name, "walk")))):
+        after = first(solve(name, wall=-INF, bad=bad, state=state))
+        jax.tree.map(np.testing.assert_array_equal, after, state)
+        assert_no_nan(after)
+        assert np.isfinite(search.solution(after)).all()
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_every_iteration_draws_and_scores_anew(name):
+    search, asked, keys = SEARCHES[name], [], []
+
+    def note(candidates, key):
+        asked.append(np.asarray(candidates))
+        keys.append(tuple(np.asarray(key).tolist()))
+
+    def score(candidates, key):
+        jax.debug.callback(note, candidates, jax.random.key_data(key), ordered=True)
+        return jnp.full(len(candidates), NAN)  # nothing is learnt, so only the noise can differ
+
+    jax.jit(lambda state: maximise(search, score, state, KEY))(search.init(SHAPE, LOW, HIGH))
+    jax.effects_barrier()
+    assert tuple(map(len, asked)) == search.populations
+    assert len(set(keys)) == len(keys)
+    inner = [x[(x > LOW) & (x < HIGH) & (x != (LOW + HIGH) / 2)] for x in asked]  # not what was clipped, nor the mean
+    for i, one in enumerate(inner):
+        for other in inner[:i]:
+            assert np.isin(one, other).mean() < 0.02  # floats coincide by chance now and then
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_are_hashable_settings_with_array_states(name):
+    search = SEARCHES[name]
+    assert isinstance(search, Search)
+    assert hash(search) == hash(SEARCHES[name])
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(search.init((3, 1), -1.0, 1.0)))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_compiles_once_and_vmap_changes_nothing(name):
+    search, traces = SEARCHES[name], []
+
+    @jax.jit
+    def step(state, key):
+        traces.append(())
+        return search.shift(maximise(search, lambda candidates, key: bowl(candidates), state, key))
+
+    start, key = search.init(SHAPE, LOW, HIGH), jax.random.split(KEY, 16)[0]
+    alone = step(start, key)
+    step(alone, key)
+    assert len(traces) == 1
+    batched = jax.vmap(search.shift)(solve(name))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x[0], y, atol=1e-4), batched, alone)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_one_step_and_one_action_are_enough(name):
+    states = many(SEARCHES[name], bowl, 4, (1, 1), -1, 1)
+    np.testing.assert_allclose(solutions(name, states), 0.3, atol=0.3)
+    assert solutions(name, jax.vmap(SEARCHES[name].shift)(states)).shape == (4, 1, 1)
+
+
+# --- random shooting
+
+
+def test_random_shooting_finds_the_expected_best():  # oracle 4, whose -.0837 lies 4% off the exact value
+    found = many(RandomShooting(2000), bowl, 1000, (5, 1), -1, 1)
+    share = 8 * math.pi**2 / 15 / 2**5  # of the box, in the unit ball
+    expected = -((2000 * share) ** -0.4) * math.gamma(1.4)  # least squared radius of 2000 points
+    assert expected == pytest.approx(-0.0873, abs=1e-4)
+    assert np.mean(found.score) == pytest.approx(expected, rel=0.04)
+    np.testing.assert_allclose(value("bowl", found.sequence), found.score, rtol=1e-4)
+
+
+def test_random_shooting_forgets_scores_with_the_step():
+    search = SEARCHES["random"]
+    state = first(solve("random"))
+    shifted = search.shift(state)
+    np.testing.assert_array_equal(shifted.sequence[:-1], state.sequence[1:])
+    np.testing.assert_array_equal(shifted.sequence[-1], (LOW + HIGH) / 2)
+    assert search.tell(shifted, jnp.zeros((1, *SHAPE)), jnp.array([-1e9])).score == -1e9
+    assert search.tell(state, jnp.zeros((1, *SHAPE)), jnp.array([-1e9])).score == state.score
+
+
+# --- CEM
+
+
+def cem_errors(search, shape, seeds=400):
+    """Means over seeds, after each iteration, of the largest error and the largest variance on the bowl."""
+
+    def improve(state, key):
+        state = maximise(search, lambda candidates, key: bowl(candidates), state, key)
+        return state, (jnp.max(jnp.abs(state.mean - 0.3)), jnp.max(state.variance))
+
+    def run(key):
+        return jax.lax.scan(improve, search.init(shape, -1, 1), jax.random.split(key, 5))[1]
+
+    return [np.mean(x, axis=0) for x in jax.jit(jax.vmap(run))(jax.random.split(KEY, seeds))]
+
+
+def test_cem_converges_at_the_computed_rate():  # oracle 4
+    errors, variances = cem_errors(CEM(iterations=1), (5, 1))
+    np.testing.assert_allclose(errors, [0.140, 0.0560, 0.0237, 0.0102, 0.0051], rtol=0.1)
+    np.testing.assert_allclose(variances, [0.0946, 0.0273, 0.0076, 0.0021, 0.00058], rtol=0.1)
+
+
+def test_cem_converges_at_the_computed_rate_in_one_dimension():  # oracle 4
+    errors, _ = cem_errors(CEM(iterations=1, min_variance=0.0), (1, 1), seeds=1000)
+    np.testing.assert_allclose(errors, [0.032, 0.0034, 0.00052, 0.00017, 0.00004], rtol=0.25)
+
+
+def test_cem_follows_a_curved_valley():  # oracle 5: (.9987, .9975)
+    steep = functools.partial(valley, steepness=100.0)
+    found = np.asarray(many(CEM(population=1000, elites=10), steep, 200, (2, 1), -5, 5).mean)
+    np.testing.assert_allclose(found.mean(axis=0)[:, 0], [0.9987, 0.9975], atol=0.01)
+    assert np.quantile(np.abs(found - 1), 0.9) < 0.05
+    assert jnp.median(steep(found)) > -3e-4
+
+
+def test_cem_draws_a_normal_truncated_at_two_deviations():  # oracle 1
+    state = CEM().init((25, 4), -1, 1)._replace(variance=jnp.full((25, 4), 0.01))
+    z = np.asarray(CEM().ask(state, KEY, 10_000, 0)) / 0.1
+    assert np.var(z) == pytest.approx(0.773741, rel=5e-3)
+    assert 1.99 < np.abs(z).max() <= 2 + 1e-5
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 0.5), (0.8, 0.1), (-0.99, 0.005), (1.0, 0.0)])
+def test_cem_narrows_near_the_walls(mean, deviation):
+    state = CEM().init((25, 4), -1, 1)._replace(mean=jnp.full((25, 4), mean))
+    candidates = CEM().ask(state, KEY, 1000, 0)
+    np.testing.assert_allclose(jnp.std(candidates), deviation * 0.773741**0.5, rtol=0.02)
+
+
+def test_cem_fits_its_elites_and_keeps_a_tenth():
+    search = CEM(population=4, elites=2)
+    state = search.init((1, 1), 0.0, 8.0)  # mean 4, variance 4
+    state = search.tell(state, jnp.array([1.0, 2.0, 6.0, 8.0]).reshape(4, 1, 1), jnp.array([0.0, 3.0, 5.0, 1.0]))
+    assert state.mean[0, 0] == pytest.approx(0.1 * 4 + 0.9 * 4)
+    assert state.variance[0, 0] == pytest.approx(0.1 * 4 + 0.9 * 4)  # population variance of 2 and 6
+
+
+def test_cem_averages_only_elites_that_were_scored():
+    search = CEM(population=4, elites=3)
+    state = search.init((1, 1), 0.0, 8.0)
+    state = search.tell(state, jnp.array([1.0, 2.0, 6.0, 8.0]).reshape(4, 1, 1), jnp.array([NAN, 3.0, 5.0, NAN]))
+    assert state.mean[0, 0] == pytest.approx(0.1 * 4 + 0.9 * 4)
+    assert state.variance[0, 0] == pytest.approx(0.1 * 4 + 0.9 * 4)
+
+
+@pytest.mark.parametrize(("variance", "moves"), [(0.0009, False), (0.0011, True)])
+def test_cem_stands_still_once_narrow(variance, moves):
+    search = CEM(population=4, elites=2)
+    state = search.init((2, 1), -1, 1)._replace(variance=jnp.array([[1e-5], [variance]]))
+    after = search.tell(state, jnp.ones((4, 2, 1)), jnp.arange(4.0))
+    assert (not np.array_equal(after.mean, state.mean)) == moves
+    assert (not np.array_equal(after.variance, state.variance)) == moves
+    assert (search.shift(after).variance == 0.25).all()
+
+
+@pytest.mark.parametrize(
+    ("search", "low", "high", "tail"),
+    [
+        (CEM(), -1, 1, 0),
+        (CEM(), 1, 3, 1),
+        (CEM(), -3, -1, -1),
+        (CEM(tail="middle"), 1, 3, 2),
+        (MPPI(), -1, 1, 0),
+        (MPPI(), 1, 3, 1),
+        (ICEM(), 1, 3, 1.25),
+    ],
+)
+def test_the_mean_shifts_by_one_step(search, low, high, tail):
+    state = search.init((4, 1), low, high)
+    mean = jnp.array([0.5, 0.0, 0.25, 0.125])[:, None] * (high - low) + low
+    shifted = search.shift(state._replace(mean=mean))
+    np.testing.assert_array_equal(shifted.mean[:-1], mean[1:])
+    assert shifted.mean[-1, 0] == tail
+
+
+# --- iCEM
+
+
+@pytest.mark.parametrize(
+    ("settings", "populations"),
+    [
+        (ICEM(), (40, 32, 25)),
+        (ICEM(iterations=5), (40, 32, 25, 20, 20)),
+        (ICEM(decay=1.0), (40, 40, 40)),
+        (ICEM(population=20, elites=10), (20, 20, 20)),
+        (ICEM(population=100, elites=1, decay=10.0, iterations=4), (100, 10, 2, 2)),
+    ],
+)
+def test_icem_populations_shrink(settings, populations):  # oracle 7
+    assert settings.populations == populations
+
+
+def lag_one(noise):
+    noise = np.asarray(noise)[..., 0]
+    return np.mean(noise[:, 1:] * noise[:, :-1])
+
+
+def test_coloured_noise_is_white_at_zero():  # oracle 7
+    noise = coloured_noise(KEY, 0.0, (4000, 12, 2))
+    covariance = jnp.cov(noise.reshape(4000, -1), rowvar=False)
+    np.testing.assert_allclose(covariance, np.eye(24), atol=0.1)
+
+
+@pytest.mark.parametrize(("beta", "steps"), [(0.0, 30), (0.25, 9), (2.5, 1), (2.5, 2), (2.5, 30), (4.0, 9)])
+def test_coloured_noise_has_unit_variance_at_every_step(beta, steps):  # oracle 7
+    noise = np.asarray(coloured_noise(KEY, beta, (10_000, steps, 2)))
+    assert noise.shape == (10_000, steps, 2)
+    np.testing.assert_allclose(np.mean(noise**2, axis=0), np.ones((steps, 2)), atol=0.07)
+    np.testing.assert_allclose(np.mean(noise, axis=0), np.zeros((steps, 2)), atol=0.05)
+    assert np.mean(noise[..., 0] * noise[..., 1]) == pytest.approx(0, abs=0.05)
+
+
+def test_correlation_in_time_grows_with_beta():  # oracle 7
+    correlations = [lag_one(coloured_noise(KEY, beta, (10_000, 30, 1))) for beta in (0.0, 0.5, 1.0, 2.0, 4.0)]
+    assert (np.diff(correlations) > 0.01).all()
+    assert correlations[0] == pytest.approx(0, abs=0.01)
+    assert correlations[-1] > 0.95
+
+
+def test_coloured_noise_has_the_power_law():
+    noise = np.asarray(coloured_noise(KEY, 2.0, (10_000, 32, 1)))
+    power = np.mean(np.abs(np.fft.rfft(noise, axis=1)) ** 2, axis=(0, 2))
+    frequency = np.arange(1, 17)
+    np.testing.assert_allclose(power[1:] / power[1], frequency**-2.0, rtol=0.1)
+    np.testing.assert_allclose(power[0], power[1], rtol=0.1)
+
+
+def test_icem_has_no_elites_to_reuse_at_the_first_step():
+    state = ICEM().init(SHAPE, LOW, HIGH)
+    asked = ask(ICEM(), state, 0)
+    noise = np.asarray(coloured_noise(KEY, 2.5, asked.shape))
+    np.testing.assert_allclose(asked, np.clip(noise * (HIGH - LOW) / 4 + (LOW + HIGH) / 2, LOW, HIGH), atol=1e-6)
+
+
+def test_icem_offers_shifted_elites_with_a_new_last_action():
+    search = ICEM()
+    state = first(solve("icem"))
+    asked, later = (ask(search, search.shift(state), iteration) for iteration in (0, 1))
+    assert len(state.kept) == 3
+    np.testing.assert_array_equal(asked[:3, :-1], state.kept[:, 1:])
+    assert (asked[:3, -1] != np.asarray(state.kept)[:, -1]).any(axis=1).all()
+    assert not (later[:3, :-1] == np.asarray(state.kept)[:, 1:]).all(axis=(1, 2)).any()
+
+
+def test_icem_offers_the_mean_in_the_last_iteration():
+    state = first(solve("icem"))
+    for iteration, there in [(0, False), (1, False), (2, True)]:
+        offered = (ask(ICEM(), state, iteration) == np.asarray(state.mean)).all(axis=(1, 2)).any()
+        assert offered == there
+
+
+@pytest.mark.parametrize(("keep", "count"), [(0.0, 1), (0.3, 3), (1.0, 10)])
+def test_icem_keeps_the_best_of_the_whole_search(keep, count):
+    search = ICEM(keep=keep)
+
+    @jax.jit
+    def run(start):
+        best = []
+
+        def score(candidates, key):
+            best.append(jnp.max(bowl(candidates)))
+            return bowl(candidates) - 5.0 * len(best)  # every iteration scores lower, so the first holds the best
+
+        return maximise(search, score, start, KEY), best[0]
+
+    state, best = run(search.init(SHAPE, LOW, HIGH))
+    assert state.kept.shape == (count, *SHAPE)
+    assert value("bowl", search.solution(state)[None])[0] == pytest.approx(float(best), rel=1e-5)
+    assert state.scores[0] == pytest.approx(float(best) - 5, rel=1e-5)
+    assert (np.diff(state.scores) <= 0).all()
+    assert (search.shift(state).scores == -INF).all()
+
+
+def test_icem_lets_kept_elites_compete_with_their_scores():
+    search = ICEM(population=4, elites=2, keep=1.0, momentum=0.0)
+    start = search.init((1, 1), 0.0, 8.0)
+    state = search.tell(start, jnp.array([1.0, 2.0, 6.0, 8.0]).reshape(4, 1, 1), jnp.array([0.0, 3.0, 5.0, NAN]))
+    state = search.tell(state, jnp.array([3.0, 4.0, 5.0, 7.0]).reshape(4, 1, 1), jnp.array([4.0, 0.0, 0.0, NAN]))
+    np.testing.assert_array_equal(state.kept[:, 0, 0], [6, 3])
+    np.testing.assert_array_equal(state.scores, [5, 4])
+    assert state.mean[0, 0] == 4.5
+    assert state.spread[0, 0] == 1.5
+    after = search.tell(state, jnp.array([0.0, 1.0, 2.0, 3.0]).reshape(4, 1, 1), jnp.full(4, NAN))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+# --- MPPI
+
+
+@pytest.mark.parametrize(
+    ("temperature", "weights"), [(1.0, [0.09003, 0.24473, 0.66524]), (2.0, [0.18632, 0.30720, 0.50648])]
+)
+@pytest.mark.parametrize("constant", [0.0, -1000.0, 4096.0])
+def test_mppi_weights(temperature, weights, constant):  # oracle 6
+    np.testing.assert_allclose(mppi_weights(jnp.array([1.0, 2, 3]) + constant, temperature), weights, atol=1e-5)
+
+
+def test_mppi_weighs_only_finite_scores():
+    weights = mppi_weights(jnp.array([NAN, 1.0, INF, 2.0, -INF, 3.0]), 1.0)
+    np.testing.assert_allclose(weights, [0, 0.09003, 0, 0.24473, 0, 0.66524], atol=1e-5)
+    assert not mppi_weights(jnp.array([NAN, -INF]), 1.0).any()
+
+
+def test_mppi_moves_to_the_weighted_average():  # oracle 6
+    search = MPPI(population=3)
+    state = search.tell(search.init((1, 1), 0, 3), jnp.arange(3.0).reshape(3, 1, 1), jnp.array([1.0, 2.0, 3.0]))
+    assert state.mean[0, 0] == pytest.approx(1.57521, abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_normalised_mppi_ignores_the_unit_of_the_score(scale):
+    search = MPPI(population=4, normalise=True)
+    state, scores = search.init((1, 1), 0, 3), scale * jnp.array([1.0, 2.0, 3.0, NAN])
+    state = search.tell(state, jnp.arange(4.0).reshape(4, 1, 1), scores)
+    expected = np.exp(np.arange(3) / np.std([1, 2, 3]))
+    assert state.mean[0, 0] == pytest.approx(expected @ np.arange(3) / expected.sum(), rel=1e-5)
+
+
+def test_normalised_mppi_averages_equal_scores():
+    search = MPPI(population=3, normalise=True)
+    state = search.tell(search.init((1, 1), 0, 3), jnp.arange(3.0).reshape(3, 1, 1), jnp.full(3, 7.0))
+    assert state.mean[0, 0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1])
+def test_mppi_noise_is_a_fraction_of_half_the_box(noise):
+    search = MPPI(noise=noise)
+    candidates = search.ask(search.init((20, 2), np.array([-1.0, 0.0]), np.array([1.0, 8.0])), KEY, 2000, 0)
+    np.testing.assert_allclose(np.std(candidates, axis=(0, 1)), [noise, 4 * noise], rtol=0.03)
+
+
+def test_smoothing_filters_noise_in_time():
+    np.testing.assert_allclose(smooth(jnp.eye(4)[:1, :, None], 0.5)[0, :, 0], [0.5, 0.25, 0.125, 0.0625])
+    white = jax.random.normal(KEY, (100, 8, 2))
+    np.testing.assert_array_equal(smooth(white, 0.0), white)
+    noise = smooth(jax.random.normal(KEY, (5000, 30, 1)), 0.8)[:, 20:]
+    assert lag_one(noise) / np.var(noise) == pytest.approx(0.8, abs=0.02)
+
+
+# --- shared pieces
+
+
+def test_top_puts_what_is_not_finite_last():
+    candidates, scores = top(jnp.arange(5.0).reshape(5, 1, 1), jnp.array([NAN, 1.0, INF, 3.0, -INF]), 3)
+    np.testing.assert_array_equal(candidates[:2, 0, 0], [3, 1])
+    np.testing.assert_array_equal(scores, [3, 1, -INF])
+
+
+def test_moments_of_none_are_zero():
+    mean, variance = moments(jnp.ones((3, 2, 1)), jnp.zeros(3, bool))
+    assert not mean.any()
+    assert not variance.any()
+
+
+def test_advance_keeps_batches_apart():
+    sequences = jnp.arange(12.0).reshape(2, 3, 2)
+    tails = jnp.array([[-1.0, -2.0], [-3.0, -4.0]])
+    expected = np.concatenate([sequences[:, 1:], tails[:, None]], axis=1)
+    np.testing.assert_array_equal(advance(sequences, tails), expected)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("make", "interval"),
+    [
+        (functools.partial(RandomShooting, candidates=0), r"RandomShooting\.candidates = 0 .* \[1, inf\)"),
+        (functools.partial(CEM, population=0), r"CEM\.population = 0 .* \[1, inf\)"),
+        (functools.partial(CEM, population=10, elites=11), r"CEM\.elites = 11 .* \[1, 10\]"),
+        (functools.partial(CEM, iterations=0), r"CEM\.iterations = 0 .* \[1, inf\)"),
+        (functools.partial(CEM, momentum=1.0), r"CEM\.momentum = 1.0 .* \[0, 1\)"),
+        (functools.partial(CEM, min_variance=-1.0), r"CEM\.min_variance = -1.0 .* \[0, inf\)"),
+        (functools.partial(ICEM, population=1), r"ICEM\.population = 1 .* \[2, inf\)"),
+        (functools.partial(ICEM, elites=21), r"ICEM\.elites = 21 .* \[1, 20\]"),
+        (functools.partial(ICEM, iterations=0), r"ICEM\.iterations = 0 .* \[1, inf\)"),
+        (functools.partial(ICEM, momentum=-0.1), r"ICEM\.momentum = -0.1 .* \[0, 1\)"),
+        (functools.partial(ICEM, beta=-1.0), r"ICEM\.beta = -1.0 .* \[0, inf\)"),
+        (functools.partial(ICEM, keep=1.1), r"ICEM\.keep = 1.1 .* \[0, 1\]"),
+        (functools.partial(ICEM, decay=0.9), r"ICEM\.decay = 0.9 .* \[1, inf\)"),
+        (functools.partial(MPPI, population=0), r"MPPI\.population = 0 .* \[1, inf\)"),
+        (functools.partial(MPPI, iterations=0), r"MPPI\.iterations = 0 .* \[1, inf\)"),
+        (functools.partial(MPPI, temperature=0.0), r"MPPI\.temperature = 0.0 .* \(0, inf\)"),
+        (functools.partial(MPPI, noise=0.0), r"MPPI\.noise = 0.0 .* \(0, inf\)"),
+        (functools.partial(MPPI, smoothing=1.0), r"MPPI\.smoothing = 1.0 .* \[0, 1\)"),
+    ],
+)
+def test_impossible_settings_name_the_range(make, interval):
+    with pytest.raises(UserError, match=interval):
+        operator.call(make)
