@@ -1,0 +1,396 @@
+"""Fitting: systems that can be learnt exactly, rows that must not be read, and when it stops."""
+
+from dataclasses import replace
+from functools import cache, partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadyna.errors import UserError
+from metadyna.models.fit import Fit, calibration, fit, init, split, training_rows
+from metadyna.models.gaussian import GaussianEnsemble
+from tests.models.test_gaussian import constant
+
+KEY = jax.random.key(0)
+SMALL = GaussianEnsemble(members=3, elites=2, widths=(16,), weight_decay=(1e-5, 1e-5), learning_rate=1e-2)
+ALL = replace(SMALL, elites=3)
+FROZEN = replace(ALL, learning_rate=1e-12)
+QUICK = Fit(batch=32, max_epochs=6)
+ONCE = Fit(batch=64, max_epochs=1, bootstrap=False)
+PETS = Fit(batch=32, holdout=0.0, max_epochs=5)
+CAPACITY = 128
+
+
+def linear_system(count=CAPACITY, noise=0.0, seed=0):
+    """Four states and two actions: s' − s = A s + B a."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(6, 4)) * 0.3
+    inputs = rng.normal(size=(count, 6)) * [1, 5, 0.1, 2, 1, 1] + [0, 10, 0, -3, 0, 0]
+    targets = inputs @ weight + noise * rng.normal(size=(count, 4))
+    return jnp.float32(inputs), jnp.float32(targets), weight
+
+
+@cache
+def compiled(settings, model):
+    return jax.jit(partial(fit, settings, model))
+
+
+def run(settings, model, inputs, targets, count=None, state=None):
+    state = init(model, inputs.shape[1], targets.shape[1], jax.random.key(1)) if state is None else state
+    count = jnp.int32(inputs.shape[0] if count is None else count)
+    return compiled(settings, model)(state, inputs, targets, count, KEY)
+
+
+def assert_trees_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def finite(tree):
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+# --- what is learnt
+
+
+def test_a_linear_system_is_learnt_by_every_member():  # card of MB-MPO, O10
+    inputs, targets, weight = linear_system(600)
+    model = GaussianEnsemble(
+        members=5,
+        elites=5,
+        widths=(),
+        weight_decay=(0.0,),
+        learning_rate=3e-2,
+        probabilistic=False,
+        standardise_targets=True,
+    )
+    state, metrics = run(Fit(batch=64, max_epochs=150, patience=20), model, inputs, targets)
+    assert metrics["fit/holdout_mse"] < 1e-3
+    new_inputs, new_targets, _ = linear_system(200)
+    mean, _ = state.ensemble.predict_all(new_inputs)
+    residual = ((mean - new_targets[None]) ** 2).sum(1) / ((new_targets - new_targets.mean(0)[None]) ** 2).sum(0)[None]
+    assert (residual < 1e-3).all()  # R² > 0.999 per member and output
+    assert (mean.std(0) < 1e-2 * new_targets.std(0)[None]).all()
+    jacobian = jax.jacobian(lambda x: state.ensemble.predict_all(x[None])[0][0, 0])(new_inputs[0])
+    np.testing.assert_allclose(jacobian.T, weight, atol=1e-2 * 1.5)
+
+
+def test_members_disagree_where_there_are_no_data():  # O10
+    rng = np.random.default_rng(0)
+    inputs = jnp.float32(rng.uniform(-1, 1, (200, 1)))
+    state, _ = run(Fit(batch=32, max_epochs=60), replace(SMALL, members=5, elites=5), inputs, jnp.sin(3 * inputs))
+    disagreement = [
+        state.ensemble.predict_all(jnp.linspace(*ends, 50)[:, None])[0].std(0).mean() for ends in ((-1, 1), (3, 5))
+    ]
+    assert disagreement[1] > 5 * disagreement[0]
+
+
+def test_noise_is_told_from_the_mean():
+    rng = np.random.default_rng(1)
+    inputs = rng.uniform(-1, 1, (2000, 1))
+    spread = 0.15 * np.exp(inputs)
+    targets = inputs + spread * rng.normal(size=inputs.shape)
+    # Without validation: by the squared error the best weights are some from before the variance was learnt.
+    state, _ = run(Fit(batch=128, max_epochs=60, holdout=0.0), ALL, jnp.float32(inputs), jnp.float32(targets))
+    points = jnp.array([[-0.8], [0.8]])
+    mean, log_variance = state.ensemble.best().predict_all(points)
+    np.testing.assert_allclose(mean.mean(0), points, atol=0.1)
+    np.testing.assert_allclose(jnp.exp(log_variance / 2).mean(0), 0.15 * jnp.exp(points), rtol=0.2)
+    shares = calibration(state.ensemble, jnp.float32(inputs), jnp.float32(targets))
+    for percent, tolerance in ((50, 0.08), (90, 0.05), (95, 0.04)):
+        assert shares[f"calibration/within_{percent}"][0] == pytest.approx(percent / 100, abs=tolerance)
+    truth = np.log(spread * np.sqrt(2 * np.pi)) + 0.5 * ((targets - inputs) / spread) ** 2
+    assert shares["calibration/nll"] == pytest.approx(truth.mean(), abs=0.1)
+
+
+# --- rows
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 100, 128])
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_no_member_learns_from_a_held_out_or_an_unused_row(count, bootstrap):  # T17
+    settings = Fit(bootstrap=bootstrap, max_holdout=15)
+    order, held = split(settings, jnp.int32(count), CAPACITY, KEY)
+    np.testing.assert_array_equal(np.sort(order[:count]), np.arange(count))
+    np.testing.assert_array_equal(np.sort(order), np.arange(CAPACITY))
+    assert held == (min(count, 1) if count < 10 else min(count // 5, 15))
+    train = count - int(held)
+    rows = training_rows(settings, 4, held, jnp.int32(train), CAPACITY, KEY)
+    assert rows.shape == (4, CAPACITY)
+    learnt = np.asarray(order)[rows]
+    if train == 0:
+        return  # no epoch is run
+    assert not np.isin(learnt, order[:held]).any()
+    assert (learnt < count).all()
+    if not bootstrap:
+        for row in learnt[:, :train]:
+            np.testing.assert_array_equal(np.sort(row), np.sort(order[held:count]))
+    elif count == 128:
+        shares = [len(np.unique(row)) / train for row in learnt[:, :train]]
+        np.testing.assert_allclose(shares, 1 - np.exp(-1), atol=0.1)
+
+
+@pytest.mark.parametrize("count", [0, 10, 624, 625, 626, 2500, 2501, 9999, 10_000])
+def test_a_large_store_is_shuffled_as_far_as_it_is_used(count):
+    order, _ = split(PETS, jnp.int32(count), 10_000, KEY)
+    np.testing.assert_array_equal(np.sort(order[:count]), np.arange(count))
+    np.testing.assert_array_equal(np.sort(order[count:]), np.arange(count, 10_000))
+    if count > 100:  # a used row is as likely to come first as last
+        assert np.mean(order[: count // 2]) == pytest.approx(count / 2, rel=0.15)
+
+
+def test_the_split_is_drawn_anew():
+    first, second = (split(Fit(), 100, CAPACITY, jax.random.key(i))[0][:20] for i in range(2))
+    assert len(np.intersect1d(first, second)) < 15
+
+
+@pytest.mark.parametrize("settings", [QUICK, PETS, replace(QUICK, bootstrap=False)], ids=["MBPO", "PETS", "all rows"])
+@pytest.mark.parametrize("count", [2, 3, 10, 100])
+def test_unused_rows_are_never_read(settings, count):
+    inputs, targets, _ = linear_system()
+    clean = run(settings, ALL, inputs, targets, count)
+    assert finite(clean)
+    poisoned = run(settings, ALL, inputs.at[count:].set(jnp.nan), targets.at[count:].set(jnp.inf), count)
+    assert_trees_equal(clean, poisoned)
+    assert clean[1]["fit/updates"] > 0
+
+
+@pytest.mark.parametrize("settings", [QUICK, PETS], ids=["MBPO", "PETS"])
+def test_without_rows_nothing_changes(settings):
+    inputs, targets, _ = linear_system()
+    start = init(ALL, 6, 4, KEY)
+    state, metrics = run(settings, ALL, inputs * jnp.nan, targets * jnp.nan, 0, start)
+    assert_trees_equal(start, state)
+    assert metrics["fit/epochs"] == metrics["fit/updates"] == 0
+    assert np.isfinite(metrics["fit/train_loss"])
+
+
+def test_every_row_weighs_the_same_though_the_last_batch_is_short():
+    """One epoch in a batch that is larger than the data is one step on the loss over exactly the training rows."""
+    inputs, targets, _ = linear_system(10)
+    settings = Fit(batch=64, holdout=0.0, bootstrap=False, max_epochs=1)
+    start = init(ALL, 6, 4, KEY)
+    state, metrics = run(settings, ALL, inputs, targets, state=start)
+    scaled = replace(start.ensemble, input_scale=state.ensemble.input_scale)
+    every = jnp.stack([inputs] * 3), jnp.stack([targets] * 3), jnp.ones(10, bool)
+    assert metrics["fit/train_loss"] == pytest.approx(ALL.loss(scaled, *every).item(), rel=1e-5)
+    slopes = jax.grad(lambda w: ALL.loss(replace(scaled, weights=w), *every))(start.ensemble.weights)
+    moved = jax.tree.map(lambda new, old: new - old, state.ensemble.weights, start.ensemble.weights)
+    # Adam's first step is its step size against the sign.
+    jax.tree.map(lambda m, g: np.testing.assert_allclose(m, -1e-2 * np.sign(g), atol=1e-4), moved, slopes)
+
+
+@pytest.mark.parametrize(("count", "updates"), [(10, 1), (32, 1), (33, 2), (100, 4)])
+def test_an_epoch_passes_over_the_rows_once(count, updates):
+    inputs, targets, _ = linear_system()
+    _, metrics = run(PETS, ALL, inputs, targets, count)
+    assert metrics["fit/epochs"] == 5
+    assert metrics["fit/updates"] == 5 * updates
+
+
+def test_updates_are_limited():
+    inputs, targets, _ = linear_system()
+    _, metrics = run(replace(PETS, max_updates=7), ALL, inputs, targets)
+    assert (metrics["fit/updates"], metrics["fit/epochs"]) == (7, 2)
+
+
+@pytest.mark.parametrize("settings", [QUICK, PETS], ids=["MBPO", "PETS"])
+def test_a_constant_column_does_no_harm(settings):  # P10
+    inputs, targets, _ = linear_system()
+    state, metrics = run(
+        settings, replace(ALL, standardise_targets=True), inputs.at[:, 1].set(1000.1), targets.at[:, 2].set(-0.3)
+    )
+    assert finite((state, metrics))
+    assert state.ensemble.input_scale.std[1] == 1
+    assert finite(state.ensemble.predict_all(inputs.at[:, 1].set(1000.1)))
+
+
+def test_one_program_serves_every_count():
+    inputs, targets, _ = linear_system()
+    traces = []
+
+    @jax.jit
+    def counted(state, count):
+        traces.append(count)
+        return fit(QUICK, ALL, state, inputs, targets, count, KEY)
+
+    state = init(ALL, 6, 4, KEY)
+    for count in (0, 1, 10, 77, 128):
+        state, _ = counted(state, jnp.int32(count))
+        assert finite(state)
+    assert len(traces) == 1
+
+
+# --- stopping, restoring, elites
+
+
+def test_it_stops_after_more_than_patience_epochs_without_improvement():  # O13
+    """A step size that changes nothing: the first epoch counts, for nothing came before, and no other does."""
+    inputs, targets, _ = linear_system()
+    for patience in (0, 5):
+        _, metrics = run(Fit(batch=64, patience=patience), FROZEN, inputs, targets)
+        assert metrics["fit/epochs"] == 1 + patience + 1
+
+
+def test_it_goes_on_while_the_error_falls_and_no_longer():  # O13
+    inputs, targets, _ = linear_system(noise=0.3)
+    limited = Fit(batch=32, patience=3, max_epochs=200)
+    _, metrics = run(limited, ALL, inputs, targets)
+    assert 6 < metrics["fit/epochs"] < 150
+    _, unlimited = run(replace(limited, patience=10**6), ALL, inputs, targets)
+    assert unlimited["fit/epochs"] == 200
+    # The first epochs are the same, and what came after them did not improve much.
+    assert unlimited["fit/holdout_mse"] <= metrics["fit/holdout_mse"]
+
+
+def test_members_end_with_their_best_weights():
+    """Steps so large that errors jump about: what is kept has an error that is the least of all epochs."""
+    inputs, targets, _ = linear_system(noise=1.0)
+    model = replace(ALL, learning_rate=0.1)
+    ends, lasts = [], []
+    for epochs in (3, 10, 30):
+        settings = Fit(batch=8, patience=10**6, max_epochs=epochs, bootstrap=False)
+        state, metrics = run(settings, model, inputs, targets)
+        ends.append(metrics["fit/holdout_mse"])
+        held = split(settings, CAPACITY, CAPACITY, jax.random.split(KEY, 4)[1])[0][: CAPACITY // 5]
+        mean, _ = state.ensemble.predict_all(inputs[held])
+        unit = targets[np.setdiff1d(np.arange(CAPACITY), held)].std(0)
+        lasts.append((((mean - targets[held][None]) / unit[None, None]) ** 2).mean())
+    np.testing.assert_allclose(ends, lasts, rtol=1e-4)  # the weights are those of the reported error
+    assert ends[0] >= ends[1] >= ends[2]
+
+
+def test_without_validation_the_last_weights_are_kept():
+    inputs, targets, _ = linear_system()
+    state, metrics = run(PETS, ALL, inputs, targets)
+    other, _ = run(replace(PETS, max_epochs=6), ALL, inputs, targets)
+    assert not np.allclose(*(s.ensemble.weights.members.mlp.layers[0].weight for s in (state, other)))
+    np.testing.assert_array_equal(state.ensemble.elites, [0, 1, 2])
+    assert not any("holdout" in name for name in metrics)
+
+
+def spoil(state, member, factor):
+    """Multiply a member's output weights."""
+    layer = lambda state: state.ensemble.weights.members.mlp.layers[-1].weight  # noqa: E731
+    return eqx.tree_at(layer, state, layer(state).at[member].multiply(factor))
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_the_elites_are_the_best_members(bad):
+    inputs, targets, _ = linear_system()
+    start, _ = run(PETS, ALL, inputs, targets)
+    start = spoil(start, bad, -5.0)
+    state, _ = run(ONCE, FROZEN, inputs, targets, state=start)
+    mean, _ = state.ensemble.predict_all(inputs)
+    errors = (((mean - targets[None]) / targets.std(0)[None, None]) ** 2).mean((1, 2))
+    assert state.ensemble.elites[-1] == bad == np.argmax(errors)
+
+
+def test_there_are_as_many_elites_as_set():
+    inputs, targets, _ = linear_system()
+    start = spoil(init(SMALL, 6, 4, KEY), 0, 50.0)
+    state, _ = run(ONCE, replace(SMALL, learning_rate=1e-12), inputs, targets, state=start)
+    assert sorted(state.ensemble.elites.tolist()) == [1, 2]
+    assert state.ensemble.best().num_members == 2
+
+
+def test_a_member_is_ranked_by_errors_relative_to_each_column():  # P9
+    inputs, targets, _ = linear_system()
+    targets = targets * jnp.array([[1000.0, 1.0, 1.0, 1.0]])
+    # Member 0 is off by a third of the deviation in the large column, the others by three deviations in the small ones.
+    large, small = (jnp.array(offset) * targets.std(0) for offset in ([0.3, 0.0, 0.0, 0.0], [0.0, 3.0, 3.0, 3.0]))
+    bias = targets.mean(0)[None] + jnp.stack([large, small, small])
+    raw = jnp.mean((targets[None] - bias[:, None]) ** 2, axis=(1, 2))
+    assert raw[0] > raw[1]
+    start = init(ALL, 6, 4, KEY)._replace(ensemble=constant(ALL, 6, jnp.concatenate([bias, 0 * bias], axis=1)))
+    state, _ = run(ONCE, FROZEN, inputs, targets, state=start)
+    assert state.ensemble.elites[0] == 0
+
+
+def test_a_member_that_diverges_keeps_the_weights_it_came_with():
+    inputs, targets, _ = linear_system()
+    start = spoil(init(ALL, 6, 4, KEY), 1, jnp.nan)
+    # Learnt bounds are shared, and pass a NaN on to all.
+    state, metrics = run(QUICK, replace(ALL, learned_bounds=False), inputs, targets, state=start)
+    np.testing.assert_array_equal(state.ensemble.elites[-1], 1)
+    assert metrics["fit/epochs"] > 1
+    mean, _ = state.ensemble.predict_all(inputs)
+    assert np.isfinite(mean[state.ensemble.elites[:2]]).all()
+
+
+# --- from fit to fit
+
+
+def test_a_warm_start_goes_on():
+    inputs, targets, _ = linear_system()
+    once, first = run(PETS, ALL, inputs, targets)
+    twice, second = run(PETS, ALL, inputs, targets, state=once)
+    assert second["fit/train_loss"] < first["fit/train_loss"]
+    assert twice.optimiser[0].count == 2 * once.optimiser[0].count
+    # With steps that change nothing the end shows where the fit began.
+    still, _ = run(PETS, FROZEN, inputs, targets, state=once)
+    near = partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(near, still.ensemble.weights, once.ensemble.weights)
+
+
+def test_a_cold_start_forgets():
+    inputs, targets, _ = linear_system()
+    cold = replace(PETS, warm_start=False)
+    once, first = run(cold, ALL, inputs, targets)
+    twice, second = run(cold, ALL, inputs, targets, state=once)
+    assert_trees_equal((once, first), (twice, second))
+
+
+# --- calibration
+
+
+def test_calibration_of_known_mixtures():
+    """Two members N(±1, 1): shares by numbers drawn from the mixture, likelihood by its density."""
+    bounds = {"max_log_variance": 20.0, "min_log_variance": -20.0}
+    model = GaussianEnsemble(members=2, elites=2, widths=(), weight_decay=(0.0,), **bounds)
+    ensemble = constant(model, 1, jnp.array([[1.0, 0.0], [-1.0, 0.0]]))
+    rng = np.random.default_rng(0)
+    drawn = rng.choice([-1.0, 1.0], 20_000) + rng.normal(size=20_000)
+    shares = calibration(ensemble, jnp.zeros((20_000, 1)), jnp.float32(drawn)[:, None])
+    for percent in (50, 90, 95):
+        assert shares[f"calibration/within_{percent}"][0] == pytest.approx(percent / 100, abs=0.01)
+    density = (np.exp(-((drawn - 1) ** 2) / 2) + np.exp(-((drawn + 1) ** 2) / 2)) / 2 / np.sqrt(2 * np.pi)
+    assert shares["calibration/nll"] == pytest.approx(-np.log(density).mean(), abs=1e-3)
+    # Targets from the first member alone are not those of the mixture.
+    one_sided = calibration(ensemble, jnp.zeros((20_000, 1)), jnp.float32(np.abs(drawn))[:, None] + 1)
+    assert one_sided["calibration/within_50"][0] < 0.4
+
+
+def test_a_mean_has_no_calibration():
+    ensemble = replace(SMALL, probabilistic=False).create(6, 4, KEY)
+    with pytest.raises(UserError, match="probabilistic must be True"):
+        calibration(ensemble, jnp.zeros((3, 6)), jnp.zeros((3, 4)))
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("change", "interval"),
+    [
+        ({"batch": 0}, r"\[1, 65536\]"),
+        ({"holdout": 1.0}, r"\[0, 1\)"),
+        ({"max_holdout": 0}, r"\[1, inf\)"),
+        ({"max_epochs": 0}, r"\[1, 2000000000\]"),
+        ({"max_updates": 0}, r"\[1, 2000000000\]"),
+        ({"patience": -1}, r"\[0, 2000000000\]"),
+        ({"improvement": 1.0}, r"\[0, 1\)"),
+    ],
+)
+def test_impossible_settings_name_the_range(change, interval):
+    (name,) = change
+    with pytest.raises(UserError, match=rf"Fit\.{name} = .* {interval}"):
+        Fit(**change)
+
+
+def test_elites_need_validation():
+    inputs, targets, _ = linear_system()
+    with pytest.raises(UserError, match=r"elites = 2 must be all members \(3\)"):
+        run(PETS, SMALL, inputs, targets)

@@ -1,0 +1,400 @@
+"""Imagination: particles with known spreads, true dynamics in place of learnt ones, and candidates that must lose."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadyna.errors import UserError
+from metadyna.models.gaussian import GaussianEnsemble
+from metadyna.models.imagine import (
+    Dynamics,
+    Predictor,
+    WorldModel,
+    branch,
+    open_loop_errors,
+    sequence_returns,
+)
+from metadyna.rollout import DeviceCollector, episode_lengths, episode_returns, valid_steps
+from metadyna.types import Box, EnvSpec, Known, TimeStep
+from tests.models.test_gaussian import constant
+
+KEY = jax.random.key(0)
+STEADY = GaussianEnsemble(members=2, elites=2, widths=(), weight_decay=(0.0,), probabilistic=False)
+LEARNT = GaussianEnsemble(members=5, elites=3, widths=(16,), weight_decay=(0.0, 0.0))
+
+
+@dataclass(frozen=True)
+class Cart:
+    """A mass on a line, pushed; it ends beyond `edge`. Everything is observed, so its rules are functions."""
+
+    edge: float = jnp.inf
+    horizon: int = 6
+
+    @property
+    def spec(self):
+        return EnvSpec(Box((2,)), Box((1,), -1.0, 1.0), self.horizon)
+
+    def dynamics(self, task, obs, action):
+        return jnp.stack([obs[0] + 0.5 * obs[1], 0.9 * obs[1] + task * action[0]])
+
+    def reward(self, task, obs, action, next_obs):
+        return -(next_obs[0] ** 2) - 0.1 * action[0] ** 2 + 0.01 * obs[1] * task
+
+    def terminated(self, task, next_obs):
+        return jnp.abs(next_obs[0]) > self.edge
+
+    def reset(self, task, key):
+        obs, zero, one = jnp.array([0.5, -0.2]) + 0.3 * jax.random.normal(key, (2,)), jnp.float32(0), jnp.float32(1)
+        return (obs, jnp.int32(0)), TimeStep(obs, zero, one, jnp.bool_(True), jnp.bool_(False), jnp.zeros(1))
+
+    def step(self, task, state, action, key):
+        obs, time = state
+        after = self.dynamics(task, obs, action)
+        ended = self.terminated(task, after)
+        last = ended | (time + 1 >= self.horizon)
+        timestep = TimeStep(
+            after, self.reward(task, obs, action, after), 1 - ended.astype(jnp.float32), jnp.bool_(False), last, action
+        )
+        return (after, time + 1), timestep
+
+
+class GivenTasks:
+    """Tasks are handed over, never drawn."""
+
+    def sample(self, key):
+        raise NotImplementedError
+
+    def enumerate(self):
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Truth:
+    """True dynamics in the place of an ensemble: every member knows them, and some also the reward."""
+
+    env: Any
+    task: Any
+    members: int = 3
+    knows_reward: bool = False
+    num_inputs: int = 3
+
+    @property
+    def num_members(self):
+        return self.members
+
+    @property
+    def num_outputs(self):
+        return 2 + self.knows_reward
+
+    def best(self):
+        return self
+
+    def sample(self, inputs, noise):
+        def one(x):
+            obs, action = x[:2], x[2:]
+            after = self.env.dynamics(self.task, obs, action)
+            reward = self.env.reward(self.task, obs, action, after)
+            return jnp.concatenate([reward[None], after - obs]) if self.knows_reward else after - obs
+
+        return jax.vmap(jax.vmap(one))(inputs)
+
+
+def known(env, task):
+    return WorldModel(reward=partial(env.reward, task), terminated=partial(env.terminated, task))
+
+
+def policy(params, carry, timestep, key):
+    """Pushes back, remembers how often it acted and what it did before."""
+    action = jnp.clip(-params * timestep.obs[:1] + 0.5 * jax.random.normal(key, (1,)), -1, 1)
+    return action, carry + 1, (carry, timestep.prev_action)
+
+
+def steps_of(offsets):
+    """Members that move every entry of the state by a constant."""
+    offsets = jnp.asarray(offsets, jnp.float32)[:, None]
+    return constant(replace(STEADY, members=len(offsets), elites=len(offsets)), 2, offsets)
+
+
+def score_end(score):
+    """A reward that is paid where the action is 1."""
+    return WorldModel(reward=lambda obs, action, next_obs: action[0] * score(next_obs[0]))
+
+
+def end_only(candidates, horizon):
+    return jnp.zeros((candidates, horizon, 1)).at[:, -1].set(1.0)
+
+
+# --- particles
+
+
+@pytest.mark.parametrize(("mode", "variance"), [("TSinf", 100.0), ("TS1", 10.0), ("mean", 0.0)])
+@pytest.mark.parametrize("particles", [2, 20])
+def test_particles_spread_as_their_members_differ(mode, variance, particles):  # card of planning, 7.2(8)
+    ensemble, candidates = steps_of([1.0, -1.0]), 4000
+    play = partial(sequence_returns, ensemble=ensemble, obs=jnp.zeros(1), sequences=end_only(candidates, 10), key=KEY)
+    squares = play(score_end(lambda s: s**2), particles=particles, mode=mode)
+    assert squares.shape == (candidates,)
+    if mode == "TS1":
+        # The square of one particle's walk has standard deviation 13.4.
+        assert squares.mean() == pytest.approx(variance, abs=4 * 13.4 / candidates**0.5)
+    else:
+        np.testing.assert_allclose(squares, variance)
+    np.testing.assert_allclose(play(score_end(lambda s: s), particles=particles, mode=mode), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["TSinf", "TS1"])
+def test_noise_is_drawn_for_every_particle_and_step(mode):
+    """Two alike members with unit variance: the end has variance H, and the mean over P particles has H / P."""
+    wide = replace(STEADY, probabilistic=True, max_log_variance=20.0, min_log_variance=-20.0)
+    ensemble = constant(wide, 2, jnp.zeros((2, 2)))
+    play = partial(sequence_returns, ensemble=ensemble, obs=jnp.zeros(1), key=KEY, particles=4, mode=mode)
+    squares = play(score_end(lambda s: s**2), sequences=end_only(4000, 9))
+    assert squares.mean() == pytest.approx(9, rel=0.05)
+    means = play(score_end(lambda s: s), sequences=end_only(4000, 9))
+    assert means.var() == pytest.approx(9 / 4, rel=0.1)
+    assert means.mean() == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("mode", ["TSinf", "TS1", "mean"])
+@pytest.mark.parametrize("knows_reward", [False, True], ids=["known reward", "learnt reward"])
+def test_true_dynamics_give_the_true_returns(mode, knows_reward):
+    env, task = Cart(edge=0.9), jnp.float32(0.7)
+    sequences = jax.random.uniform(KEY, (20, 8, 1), minval=-1, maxval=1)
+    obs = jnp.array([0.5, 0.1])
+    model = known(env, task)
+    model = replace(model, reward=None) if knows_reward else model
+    returns = sequence_returns(model, Truth(env, task, 3, knows_reward), obs, sequences, KEY, 6, mode)
+    lengths = []
+    for sequence, imagined in zip(sequences, returns, strict=True):
+        state, total, end = obs, 0.0, 0
+        for action in sequence:
+            end += 1
+            after = env.dynamics(task, state, action)
+            total += env.reward(task, state, action, after)
+            if env.terminated(task, after):
+                break
+            state = after
+        lengths.append(end)
+        assert imagined == pytest.approx(float(total), rel=1e-4, abs=1e-5)
+    assert min(lengths) < max(lengths)  # some ended, and what came after did not count
+
+
+@pytest.mark.parametrize("mode", ["TSinf", "TS1", "mean"])
+def test_a_candidate_that_is_not_finite_is_nan_and_spoils_no_other(mode):
+    ensemble = LEARNT.create(3, 2, KEY)
+    model = WorldModel(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2))
+    sequences = jax.random.uniform(KEY, (6, 4, 1), minval=-1, maxval=1)
+    play = partial(sequence_returns, model, ensemble, jnp.ones(2), key=KEY, particles=6, mode=mode)
+    clean = play(sequences=sequences)
+    broken = play(sequences=sequences.at[1, 0].set(jnp.nan).at[3, 3].set(jnp.nan))
+    np.testing.assert_array_equal(np.isnan(broken), [False, True, False, True, False, False])
+    for i in (0, 2, 4, 5):
+        assert broken[i] == clean[i]
+
+
+def test_actions_beyond_the_box_do_no_more_than_its_edge():
+    ensemble = LEARNT.create(3, 2, KEY)
+    model = WorldModel(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2) - action[0])
+    sequences = jax.random.uniform(KEY, (6, 4, 1), minval=-1, maxval=1).at[2, 1].set(1)
+    play = partial(sequence_returns, model, ensemble, jnp.ones(2), key=KEY, particles=6)
+    assert (play(sequences=sequences) == play(sequences=sequences.at[2, 1].set(1e30))).all()
+
+
+@pytest.mark.parametrize("reward", [jnp.inf, -jnp.inf, jnp.nan])
+def test_one_bad_particle_is_enough(reward):
+    model = score_end(lambda s: jnp.where(s > 0, reward, 1.0))
+    returns = sequence_returns(model, steps_of([1.0, -1.0]), jnp.zeros(1), end_only(3, 2), KEY, 2)
+    assert np.isnan(returns).all()
+
+
+def test_a_state_that_overflows_is_nan_though_its_reward_is_not():
+    model = WorldModel(reward=lambda obs, action, next_obs: jnp.exp(-(next_obs[0] ** 2)))
+    returns = sequence_returns(model, steps_of([3e38, 0.0]), jnp.zeros(1), end_only(3, 2), KEY, 2)
+    assert np.isnan(returns).all()
+
+
+def test_only_elites_are_used():
+    ensemble = replace(steps_of([5.0, 1.0, -1.0]), elites=jnp.array([2, 1]))
+    play = partial(sequence_returns, score_end(lambda s: s), ensemble, jnp.zeros(1), end_only(2, 3), KEY, 2)
+    np.testing.assert_allclose(play("TSinf"), 0)
+    np.testing.assert_allclose(play("mean"), 0)
+
+
+def test_particles_must_be_shared_equally():
+    with pytest.raises(UserError, match="5 particles cannot be shared equally among 2 members"):
+        sequence_returns(WorldModel(), steps_of([1.0, -1.0]), jnp.zeros(1), end_only(2, 3), KEY, 5)
+
+
+def test_no_candidate_depends_on_another():
+    ensemble = LEARNT.create(3, 2, KEY)
+    model = WorldModel(reward=lambda obs, action, next_obs: next_obs[0])
+    sequences = jax.random.uniform(KEY, (5, 4, 1))
+    for mode in ("TSinf", "TS1", "mean"):
+        play = partial(sequence_returns, model, ensemble, jnp.ones(2), key=KEY, particles=3, mode=mode)
+        moved = play(sequences=sequences.at[2].add(1.0)) != play(sequences=sequences)
+        np.testing.assert_array_equal(moved, np.arange(5) == 2)
+
+
+# --- what a model sees and learns
+
+
+def wrap(angle):
+    return (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
+
+
+PENDULUM = Dynamics(
+    encode=lambda obs: jnp.stack([jnp.sin(obs[0]), jnp.cos(obs[0]), obs[1]]),
+    target=lambda obs, next_obs: jnp.stack([wrap(next_obs[0] - obs[0]), next_obs[1] - obs[1]]),
+    apply=lambda obs, change: jnp.stack([wrap(obs[0] + change[0]), obs[1] + change[1]]),
+)
+
+
+@pytest.mark.parametrize("dynamics", [Dynamics(), PENDULUM], ids=["difference", "angle"])
+@pytest.mark.parametrize("reward", [None, lambda obs, action, next_obs: next_obs[1]], ids=["learnt", "known"])
+def test_what_is_learnt_leads_back_to_what_happened(dynamics, reward):
+    model = WorldModel(dynamics, reward)
+    before, after, action = jnp.array([3.0, 1.0]), jnp.array([-3.1, 2.0]), jnp.array([0.5])
+    outputs = model.targets(before, jnp.float32(7.0), after)
+    assert outputs.shape == (2 + (reward is None),)
+    np.testing.assert_array_equal(model.inputs(before, action), [*dynamics.encode(before), 0.5])
+    next_obs, paid, ended = model.decode(before, action, outputs)
+    np.testing.assert_allclose(next_obs, after, rtol=1e-6)
+    assert paid == (7.0 if reward is None else 2.0)
+    assert not ended
+
+
+def test_a_step_advances_every_members_own_rows():
+    ensemble = LEARNT.create(4, 3, KEY)
+    model = WorldModel(PENDULUM, terminated=lambda obs: obs[1] > 1)
+    obs, action = jax.random.normal(KEY, (5, 7, 2)), jax.random.normal(KEY, (5, 7, 1))
+    noise = jax.random.normal(KEY, (5, 7, 3))
+    after, reward, ended = model.step(ensemble, obs, action, noise)
+    inputs = jax.vmap(jax.vmap(model.inputs))(obs, action)
+    outputs = ensemble.sample(inputs, noise)
+    for k, i in np.ndindex(5, 7):
+        np.testing.assert_array_equal(reward[k, i], outputs[k, i, 0])
+        np.testing.assert_array_equal(after[k, i], PENDULUM.apply(obs[k, i], outputs[k, i, 1:]))
+        assert ended[k, i] == (after[k, i, 1] > 1)
+
+
+def test_ensembles_and_true_dynamics_are_predictors_and_the_cart_is_known():
+    assert isinstance(LEARNT.create(3, 2, KEY), Predictor)
+    assert isinstance(Truth(Cart(), 1.0), Predictor)
+    assert isinstance(Cart(), Known)
+    assert hash(WorldModel(PENDULUM)) == hash(WorldModel(PENDULUM))
+
+
+# --- open-loop errors
+
+
+def test_errors_compound_from_the_first_observation():
+    """Members that go 1, 2 and −1 per step where the world goes 1: off by 0, t and 2 t."""
+    path = jnp.stack([jnp.arange(6.0), jnp.arange(6.0)], axis=1)
+    ensemble = constant(replace(STEADY, members=3, elites=2), 3, jnp.array([[1.0] * 2, [2.0] * 2, [-1.0] * 2]))
+    errors = open_loop_errors(WorldModel(reward=lambda *_: jnp.float32(0)), ensemble, path, jnp.zeros((5, 1)))
+    steps = np.arange(1, 6)
+    np.testing.assert_allclose(errors, [0 * steps, steps, 2 * steps], atol=1e-6)
+
+
+def test_true_dynamics_make_no_errors():
+    env, task = Cart(), jnp.float32(0.7)
+    episode = DeviceCollector(env, GivenTasks()).episodes(policy, 0.5, jnp.zeros(1), task[None], KEY)
+    path = jnp.concatenate([episode.obs[:1, 0], episode.next_obs[:, 0]])
+    errors = open_loop_errors(known(env, task), Truth(env, task), path, episode.action[:, 0])
+    np.testing.assert_allclose(errors, np.zeros((3, 6)), atol=1e-6)
+
+
+# --- branches
+
+
+@pytest.mark.parametrize("edge", [jnp.inf, 0.7], ids=["never ends", "ends"])
+@pytest.mark.parametrize("knows_reward", [False, True], ids=["known reward", "learnt reward"])
+def test_a_branch_through_the_true_dynamics_is_the_environments_episode(edge, knows_reward):  # T10
+    env, task, copies = Cart(edge), jnp.float32(0.7), 40
+    quiet = lambda params, carry, timestep, key: policy(params, carry, timestep, KEY)  # noqa: E731
+    carry = jnp.zeros(copies)
+    real = DeviceCollector(env, GivenTasks()).episodes(quiet, 0.5, carry, jnp.full(copies, task), KEY)
+    model = known(env, task)
+    model = replace(model, reward=None) if knows_reward else model
+    truth = Truth(env, task, 3, knows_reward)
+    dreamt = jax.jit(lambda: branch(model, truth, quiet, 0.5, real.obs[0], env.horizon, KEY, carry))()
+    valid = np.asarray(valid_steps(real.last))
+    # A time limit is not a predicted end, and a branch that is cut off is not `last`.
+    ended = real.last & (real.discount == 0)
+    np.testing.assert_array_equal(np.asarray(dreamt.last)[valid], np.asarray(ended)[valid])
+    np.testing.assert_array_equal(valid_steps(dreamt.last), valid)
+    for name in ("obs", "action", "reward", "discount", "next_obs"):
+        imagined, actual = (np.asarray(getattr(steps, name))[valid] for steps in (dreamt, real))
+        np.testing.assert_allclose(imagined, actual, rtol=1e-5, atol=1e-6, err_msg=name)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[valid], b[valid], rtol=1e-5, atol=1e-6), dreamt.extras, real.extras
+    )
+    np.testing.assert_allclose(episode_returns(dreamt), episode_returns(real), rtol=1e-5)
+    if edge < jnp.inf:
+        assert len(np.unique(episode_lengths(dreamt.last))) > 2
+
+
+def test_after_a_predicted_end_the_observation_stays():
+    model = WorldModel(reward=lambda obs, action, next_obs: obs[0], terminated=lambda obs: obs[0] > 2.5)
+    act = lambda params, carry, timestep, key: (jnp.zeros(1), carry, ())  # noqa: E731
+    dreamt = branch(model, steps_of([1.0, 1.0]), act, None, jnp.array([[0.0], [2.0]]), 5, KEY)
+    np.testing.assert_array_equal(dreamt.next_obs[:, :, 0], [[1, 3], [2, 3], [3, 3], [3, 3], [3, 3]])
+    np.testing.assert_array_equal(dreamt.discount[:3, 0], [1, 1, 0])
+    np.testing.assert_array_equal(episode_lengths(dreamt.last), [3, 1])
+    np.testing.assert_array_equal(episode_returns(dreamt), [3, 2])
+
+
+@pytest.mark.parametrize("branches", [1, 4, 5, 6, 103])
+def test_members_are_dealt_out_equally_at_random_and_anew(branches):
+    ensemble = replace(steps_of([9.0, 0.0, 1.0, 2.0, 3.0, 4.0]), elites=jnp.array([1, 2, 3, 4, 5]))
+    model = WorldModel(reward=lambda obs, action, next_obs: next_obs[0] - obs[0])
+    act = lambda params, carry, timestep, key: (jnp.zeros(1), carry, ())  # noqa: E731
+    horizon = 4000 // branches
+    dreamt = branch(model, ensemble, act, None, jnp.zeros((branches, 1)), horizon, KEY)
+    counts = np.stack([(np.asarray(dreamt.reward) == k).sum(1) for k in range(5)])
+    assert (counts.sum(0) == branches).all()  # never the member that is no elite
+    assert counts.max() <= -(-branches // 5)
+    # Each copy meets each member equally often, in an order of its own.
+    shares = np.stack([(np.asarray(dreamt.reward) == k).mean(0) for k in range(5)])
+    np.testing.assert_allclose(shares, 0.2, atol=5 * (0.16 / horizon) ** 0.5)
+    if branches == 103:
+        assert len(np.unique(dreamt.reward[:8], axis=1).T) > 95
+
+
+def test_branches_are_noisy_and_different():
+    ensemble = LEARNT.create(3, 2, KEY)
+    model = WorldModel(reward=lambda obs, action, next_obs: next_obs[0])
+    act = lambda params, carry, timestep, key: (params * jax.random.normal(key, (1,)), carry, key)  # noqa: E731
+    for scale in (0.0, 1.0):
+        dreamt = branch(model, ensemble, act, scale, jnp.ones((20, 2)), 3, KEY)
+        assert len(np.unique(dreamt.next_obs[0, :, 0])) == 20
+        np.testing.assert_array_equal(dreamt.next_obs[:-1], dreamt.obs[1:])
+        assert len(np.unique(dreamt.action)) == (60 if scale else 1)
+
+
+def test_the_first_previous_action_is_zeros_and_nothing_is_first():
+    act = lambda params, carry, timestep, key: (jnp.ones(1), carry, timestep)  # noqa: E731
+    model = WorldModel(reward=lambda obs, action, next_obs: jnp.float32(2))
+    seen = branch(model, steps_of([1.0, 1.0]), act, None, jnp.zeros((3, 1)), 4, KEY).extras
+    np.testing.assert_array_equal(seen.prev_action[:, 0, 0], [0, 1, 1, 1])
+    np.testing.assert_array_equal(seen.reward[:, 0], [0, 2, 2, 2])
+    assert not seen.first.any()
+    assert not seen.last.any()
+
+
+def test_branches_of_many_tasks_at_once():
+    """`vmap` over starts and over ensembles gives what single calls give."""
+    ensembles = jax.vmap(lambda key: LEARNT.create(3, 2, key))(jax.random.split(KEY, 2))
+    model = WorldModel(reward=lambda obs, action, next_obs: next_obs[0])
+    sequences = jax.random.uniform(KEY, (2, 5, 4, 1))
+    play = lambda ensemble, sequences: sequence_returns(model, ensemble, jnp.ones(2), sequences, KEY, 3)  # noqa: E731
+    together = jax.vmap(play)(ensembles, sequences)
+    for i in range(2):
+        ensemble = jax.tree.map(lambda leaf, i=i: leaf[i], eqx.filter(ensembles, eqx.is_array))
+        np.testing.assert_allclose(together[i], play(ensemble, sequences[i]), rtol=1e-5)
