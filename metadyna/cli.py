@@ -95,7 +95,8 @@ def _parse(kind: Callable[..., Any], verb: str, words: list[str], **options: Any
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=words, prog=f"metadyna {verb}", **options)
+            # The system is chosen by name before its fields are parsed.
+            return tyro.cli(kind, args=words, prog=f"metadyna {verb}", config=(tyro.conf.AvoidSubcommands,), **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -56,13 +56,13 @@ class Config:
 
 def system_name(system: System) -> str:
     """The name under which a system is listed."""
-    return next(name for name, kind in SYSTEMS.items() if isinstance(system, kind))
+    return next(name for name, kind in SYSTEMS.items() if type(system) is kind)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Every field, resolved, as plain JSON values."""
-    fields = dataclasses.asdict(config)
-    return {"format": FORMAT, **fields, "system": {"name": system_name(config.system), **fields["system"]}}
+    fields = {**_plain(config), "system": {"name": system_name(config.system), **_plain(config.system)}}
+    return {"format": FORMAT, **fields}
 
 
 def from_dict(record: Any, source: str = "config") -> Config:
@@ -128,6 +128,27 @@ def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return names
 
 
+def _plain(settings: Any) -> dict[str, Any]:
+    """Fields by name. Where a field may hold settings of several kinds, theirs begin with the name of the kind."""
+    hints, record = typing.get_type_hints(type(settings)), {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            several = {"kind": type(value).__name__} if _kinds(hints[field.name]) else {}
+            value = {**several, **_plain(value)}
+        record[field.name] = value
+    return record
+
+
+def _kinds(hint: Any) -> dict[str, type]:
+    """The settings that a field may hold by name, if there are several."""
+    return {
+        kind.__name__: kind
+        for kind in typing.get_args(hint)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    }
+
+
 def _build(kind: type, record: dict[str, Any], source: str) -> Any:
     """Make a dataclass from plain values, strictly: every field once, every value of its field's type."""
     hints = typing.get_type_hints(kind)
@@ -138,9 +159,17 @@ def _build(kind: type, record: dict[str, Any], source: str) -> Any:
     values = {}
     for name, value in record.items():
         hint = hints[name]
+        kinds = _kinds(hint)
+        if kinds and isinstance(value, dict):
+            if value.get("kind") not in kinds:
+                raise unknown(f"kind of {source}: {name}", str(value.get("kind")), kinds)
+            hint = kinds[value["kind"]]
+            value = {key: item for key, item in value.items() if key != "kind"}
         if dataclasses.is_dataclass(hint) and isinstance(value, dict):
             value = _build(typing.cast(type, hint), value, f"{source}: {name}")
-        elif not _fits(value, hint):
+        elif typing.get_origin(hint) is tuple and isinstance(value, list):
+            value = tuple(value)  # JSON has no tuples
+        if not dataclasses.is_dataclass(value) and not _fits(value, hint):
             raise UserError(f"{source}: {name} = {value!r} is not {_expected(hint)}")
         values[name] = value
     return kind(**values)
@@ -148,6 +177,8 @@ def _build(kind: type, record: dict[str, Any], source: str) -> Any:
 
 def _expected(hint: Any) -> str:
     """A type in words."""
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each {_expected(typing.get_args(hint)[0])}"
     if typing.get_origin(hint) is typing.Literal:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     return f"a {getattr(hint, '__name__', hint)}"
@@ -159,6 +190,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:

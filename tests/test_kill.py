@@ -14,7 +14,7 @@ import pytest
 
 from metadyna import config, run
 from metadyna.checkpoint import Checkpoints
-from tests.tiny import TINY, compiled_once, home, sha256  # noqa: F401
+from tests.tiny import TINY, compiled_once, home, sha256, tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -75,3 +75,19 @@ def test_killed_and_interrupted_training_ends_as_uninterrupted_training(tmp_path
     assert "done: " in printed
     told, _ = start("inspect", folder, "--json").communicate(timeout=60)
     assert json.loads(told)["state_sha256"] == uninterrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sac", "pets", "mbpo"])
+@pytest.mark.parametrize("task", ["pendulum", "inverted-pendulum"])
+def test_a_killed_run_with_a_simulator_or_a_model_ends_as_an_uninterrupted_one(name, task, tmp_path):
+    """On a pure environment and on MuJoCo; the command line is given a folder that holds only a configuration."""
+    settings = tiny(name, task, steps=400, eval_every=200)
+    uninterrupted = sha256(run.run(settings, tmp_path / "uninterrupted", progress=False))
+    folder, moments = tmp_path / "run", random.Random(name + task)
+    config.save(settings, folder)
+    for _ in range(2):
+        code, _, _ = stop(start("resume", folder), folder, signal.SIGKILL, moments.uniform(0, 0.3))
+        assert code == -signal.SIGKILL
+    assert 0 < newest(folder) < newest(tmp_path / "uninterrupted")
+    assert sha256(run.resume(folder, progress=False)) == uninterrupted

@@ -6,7 +6,17 @@ from dataclasses import replace
 from metadyna.config import Config
 from metadyna.errors import unknown
 from metadyna.improve.ddqn import DDQN
+from metadyna.improve.ppo import PPO
+from metadyna.improve.sac import SAC
+from metadyna.models.fit import Fit
+from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.systems.dream import DREAM
+from metadyna.systems.mbpo import MBPO
+from metadyna.systems.metrpo import METRPO
+from metadyna.systems.mpc import PETS, RandomShootingMPC
+from metadyna.systems.ppo import ProximalPolicyOptimisation
+from metadyna.systems.sac import SoftActorCritic
+from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 
 CODE = Config(system=DREAM(), task="city-distraction", steps=1_000_000, chunk=100, eval_every=50_000)
 """The published code (ezliu/dream): all defaults of `DREAM`."""
@@ -80,6 +90,63 @@ DEMO = Config(
 SMOKE = replace(DEMO, steps=30_000, eval_every=5_000)
 """Seconds of learning: shows that everything works, not how well."""
 
+SAC_QUICK = Config(
+    system=SoftActorCritic(learner=SAC(), capacity=100_000),
+    task="pendulum",
+    steps=10_000,
+    chunk=500,
+    eval_every=1_000,
+)
+"""Swing a pendulum up: about a minute."""
+
+SAC_PAPER = replace(
+    SAC_QUICK,
+    system=SoftActorCritic(warmup=10_000),
+    task="half-cheetah",
+    steps=1_000_000,
+    chunk=1_000,
+    eval_every=10_000,
+)
+"""The paper's settings for Gymnasium's robots."""
+
+PETS_QUICK = Config(system=PETS(), task="pendulum", steps=2_000, chunk=1, eval_every=400)
+"""Ten episodes of swinging up a pendulum, the first of them random."""
+
+MPC_RS_QUICK = replace(PETS_QUICK, system=RandomShootingMPC())
+"""The same with one deterministic network and random shooting."""
+
+PPO_QUICK = Config(
+    system=ProximalPolicyOptimisation(parallel=4, collect=512, discount=0.9, learner=PPO(learning_rate=1e-3)),
+    task="pendulum",
+    steps=200_000,
+    chunk=5,
+    eval_every=20_000,
+)
+"""Swing a pendulum up: about a minute."""
+
+TRPO_QUICK = Config(system=TrustRegionPolicyOptimisation(), task="pendulum", steps=500_000, chunk=5, eval_every=50_000)
+"""Swing a pendulum up: a minute or two."""
+
+METRPO_QUICK = Config(system=METRPO(horizon=200), task="pendulum", steps=10_000, chunk=1, eval_every=1_000)
+"""Swing a pendulum up in the model."""
+
+MBPO_QUICK = Config(
+    system=MBPO(
+        model=GaussianEnsemble(members=5, elites=5, widths=(64, 64), weight_decay=(1e-4, 1e-4, 1e-4)),
+        learner=SAC(widths=(128, 128)),
+        fit=Fit(max_updates=1_000),
+        branches=100,
+        updates=10,
+        warmup=500,
+        capacity=20_000,
+    ),
+    task="inverted-pendulum",
+    steps=5_000,
+    chunk=1,
+    eval_every=500,
+)
+"""Balance a pole on MuJoCo's cart, with small networks."""
+
 PRESETS: Mapping[str, Mapping[str, Config]] = {
     "dream": {
         "smoke": SMOKE,
@@ -90,6 +157,13 @@ PRESETS: Mapping[str, Mapping[str, Config]] = {
         "code": CODE,
         "code-ff": CODE_FF,
     },
+    "sac": {"quick": SAC_QUICK, "paper": SAC_PAPER},
+    "pets": {"quick": PETS_QUICK},
+    "mpc-rs": {"quick": MPC_RS_QUICK},
+    "ppo": {"quick": PPO_QUICK},
+    "trpo": {"quick": TRPO_QUICK},
+    "mbpo": {"quick": MBPO_QUICK},
+    "me-trpo": {"quick": METRPO_QUICK},
 }
 """Every preset by system; the task may be replaced."""
 

@@ -1,8 +1,32 @@
 """One file per published system. Systems share parts, never each other."""
 
 from metadyna.systems.dream import DREAM
+from metadyna.systems.mbpo import MBPO
+from metadyna.systems.metrpo import METRPO
+from metadyna.systems.mpc import PETS, RandomShootingMPC
+from metadyna.systems.ppo import ProximalPolicyOptimisation
+from metadyna.systems.sac import SoftActorCritic
+from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 
-System = DREAM
+System = (
+    DREAM
+    | MBPO
+    | METRPO
+    | PETS
+    | RandomShootingMPC
+    | ProximalPolicyOptimisation
+    | SoftActorCritic
+    | TrustRegionPolicyOptimisation
+)
 
-SYSTEMS: dict[str, type[System]] = {"dream": DREAM}
+SYSTEMS: dict[str, type] = {
+    "dream": DREAM,
+    "mbpo": MBPO,
+    "me-trpo": METRPO,
+    "mpc-rs": RandomShootingMPC,
+    "pets": PETS,
+    "ppo": ProximalPolicyOptimisation,
+    "sac": SoftActorCritic,
+    "trpo": TrustRegionPolicyOptimisation,
+}
 """Every system by the name used on the command line."""

@@ -1,0 +1,214 @@
+"""ME-TRPO: a policy trained by TRPO in an ensemble of models (Kurutach et al. 2018, arXiv 1802.10592, Algorithm 2).
+
+    for each iteration:
+        D ← D ∪ real steps with π; fit the ensemble to D
+        repeat until more than a few members think that π got worse:
+            imagine episodes with π from real starts, every step by a random member; one TRPO step on them
+
+The environment's reward is known.
+
+Differences from the paper: members keep their weights from iteration to iteration; exploration is the policy's own
+noise. As in the authors' code a validation that fails ends the training but undoes nothing.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from metadyna import replay
+from metadyna.gaussian_policy import GaussianPolicy, perform, practise
+from metadyna.improve.baseline import LinearBaseline
+from metadyna.improve.on_policy import refit, trust_region_step, weigh
+from metadyna.improve.trpo import TRPO
+from metadyna.models import fit as fits
+from metadyna.models.fit import Fit, FitState
+from metadyna.models.gaussian import GaussianEnsemble
+from metadyna.models.imagine import WorldModel, branch
+from metadyna.models.world import known_world
+from metadyna.rollout import episode_returns, valid_steps
+from metadyna.settings import check_ranges
+from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
+
+
+class State(NamedTuple):
+    """Policy, model, everything that was lived, where episodes began, the copies in mid-episode, and steps so far."""
+
+    policy: GaussianPolicy
+    baseline: LinearBaseline
+    model: FitState
+    real: replay.Ring
+    starts: replay.Ring
+    env: Collected
+    steps: Int[Array, ""]
+
+
+class Training(NamedTuple):
+    """Where the training of a policy in the model has got to."""
+
+    policy: GaussianPolicy
+    baseline: LinearBaseline
+    best: Float[Array, "K"]
+    """Highest return so far in every member, at the validations."""
+    worse: Float[Array, ""]
+    """Share of the members that found the policy worse than at its best, at the latest validation."""
+    steps: Int[Array, ""]
+    totals: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class METRPO:
+    """Model-ensemble trust-region policy optimisation."""
+
+    learner: TRPO = TRPO()
+    """The policy's step."""
+    model: GaussianEnsemble = GaussianEnsemble(
+        members=5, elites=5, widths=(128, 128), activation="relu", probabilistic=False,
+        weight_decay=(0.0, 0.0, 0.0), standardise_targets=True,
+    )  # fmt: skip
+    """The networks of the model; the paper's are 1024 wide."""
+    fit: Fit = Fit(holdout=0.33, bootstrap=False, max_updates=2_000)
+    """How they are trained."""
+    widths: tuple[int, ...] = (32, 32)
+    """Hidden layers of the policy, with tanh."""
+    log_std: float = 0.0
+    """Log standard deviation of a fresh policy."""
+    parallel: int = 1
+    """Copies of the environment."""
+    collect: int = 1_000
+    """Real steps of every copy per iteration; the paper has 3,000."""
+    episodes: int = 100
+    """Imagined episodes per policy step."""
+    horizon: int = 100
+    """Steps of an imagined episode."""
+    policy_steps: int = 40
+    """Most policy steps per iteration."""
+    validate_every: int = 5
+    """Policy steps between two validations."""
+    tolerance: float = 0.3
+    """Share of members that may find the policy worse than at its best."""
+    discount: float = 0.99
+    """γ per step; the authors' code has 1."""
+    gae_decay: float = 1.0
+    """λ of the advantage estimate."""
+    capacity: int = 100_000
+    """Real transitions kept."""
+
+    episode_names = ("episode",)
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            log_std="[-5, 2]",
+            parallel="[1, 65536]",
+            collect="[1, 1000000]",
+            episodes="[1, 1000000]",
+            horizon="[1, 100000]",
+            policy_steps="[1, 10000]",
+            validate_every="[1, 10000]",
+            tolerance="[0, 1]",
+            discount="[0, 1]",
+            gae_decay="[0, 1]",
+            capacity=f"[{self.parallel * self.collect}, 2000000000]",
+        )
+
+    def init(self, collector: Collector, key: PRNGKeyArray) -> State:
+        """Draw policy and model, start the copies, make room."""
+        k_policy, k_model, k_env = jax.random.split(key, 3)
+        observed, actions = box_sizes(collector.env.spec)
+        example = replay.transition_shapes(collector.env.spec)
+        known_world(collector.env)
+        return State(
+            GaussianPolicy.create(observed, actions, self.widths, k_policy, self.log_std),
+            LinearBaseline.zero(observed),
+            fits.init(self.model, observed + actions, observed, k_model),
+            replay.init(example, self.capacity),
+            replay.init(example.obs, self.capacity),
+            collector.begin((), self.parallel, k_env),
+            jnp.int32(0),
+        )
+
+    def params(self, state: State) -> GaussianPolicy:
+        """The weights that act."""
+        return state.policy
+
+    def steps(self, state: State) -> Int[Array, ""]:
+        """Environment steps so far."""
+        return state.steps
+
+    def iterate(self, state: State, collector: Collector, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        """Live with the policy, fit the model, and train the policy in it."""
+        k_env, k_fit, k_policy = jax.random.split(key, 3)
+        world, began = known_world(collector.env), state.env.lengths == 0
+        env, lived = collector.collect(practise, state.policy, state.env, k_env, self.collect)
+        state, fitted = self._learn(world, state._replace(env=()), lived, began, k_fit)
+        state, trained = self._train(world, state, k_policy)
+        return state._replace(env=env), {**env.finished, **fitted, **trained}
+
+    def trial(
+        self, params: GaussianPolicy, collector: Collector, tasks: Any, key: PRNGKeyArray
+    ) -> tuple[Transition, ...]:
+        """One episode of each task with the policy's mean action."""
+        return (collector.episodes(perform, params, (), tasks, key),)
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def _learn(
+        self, world: WorldModel, state: State, lived: Transition, began: Array, key: PRNGKeyArray
+    ) -> tuple[State, Metrics]:
+        """Store what was lived [T, B], which starts an episode in the copies `began`, and fit the model."""
+        first = jnp.concatenate([began[None], lived.last[:-1]])
+        flat, first = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (lived._replace(extras=()), first))
+        ring, starts = replay.add(state.real, flat), replay.add_where(state.starts, flat.obs, first)
+        rows = ring.items
+        inputs = jax.vmap(world.inputs)(rows.obs, rows.action)
+        targets = jax.vmap(world.targets)(rows.obs, rows.reward, rows.next_obs)
+        model, metrics = fits.fit(self.fit, self.model, state.model, inputs, targets, replay.size(ring), key)
+        steps = state.steps + lived.reward.size
+        state = state._replace(model=model, real=ring, starts=starts, steps=steps)
+        return state, {name: Average.of(value) for name, value in metrics.items()}
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def _train(self, world: WorldModel, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        """Policy steps in the model, until too many members disapprove."""
+        k_known, k_steps = jax.random.split(key)
+        ensemble = state.model.ensemble
+        known = replay.sample(state.starts, k_known, self.episodes)
+
+        def judge(policy: GaussianPolicy) -> Float[Array, "K"]:
+            """Return of the mean action in every member alone, from starts that stay the same."""
+
+            def in_one(member: Array) -> Array:
+                made = branch(world, ensemble.only(member), perform, policy, known, self.horizon, k_known)
+                return jnp.mean(episode_returns(made))
+
+            return jax.vmap(in_one)(ensemble.elites)
+
+        def improve(at: Training) -> tuple[GaussianPolicy, LinearBaseline, dict[str, Array]]:
+            k_starts, k_made = jax.random.split(jax.random.fold_in(k_steps, at.steps))
+            starts = replay.sample(state.starts, k_starts, self.episodes)
+            made = branch(world, ensemble, practise, at.policy, starts, self.horizon, k_made)
+            began, valid = jnp.zeros(self.episodes, jnp.int32), valid_steps(made.last)
+            data = weigh(made, at.baseline, began, valid, self.discount, self.gae_decay)
+            policy, metrics = trust_region_step(self.learner, at.policy, data)
+            return policy, refit(data), {**metrics, "imagined_return": jnp.mean(episode_returns(made))}
+
+        def advance(at: Training) -> Training:
+            policy, baseline, metrics = improve(at)
+            steps = at.steps + 1
+            returns = jax.lax.cond(steps % self.validate_every == 0, judge, lambda _: at.best, policy)
+            worse, best = jnp.mean(returns < at.best), jnp.maximum(at.best, returns)
+            return Training(policy, baseline, best, worse, steps, jax.tree.map(jnp.add, at.totals, metrics))
+
+        def go_on(at: Training) -> Array:
+            return (at.steps < self.policy_steps) & (at.worse <= self.tolerance)
+
+        at = Training(state.policy, state.baseline, judge(state.policy), jnp.float32(0), jnp.int32(0), {})
+        shapes = jax.eval_shape(improve, at)[2]
+        at = at._replace(totals=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        at = jax.lax.while_loop(go_on, advance, at)
+        metrics = {f"train/{name}": Average(total, at.steps) for name, total in at.totals.items()}
+        metrics["train/policy_steps"] = Average.of(at.steps)
+        return state._replace(policy=at.policy, baseline=at.baseline), metrics

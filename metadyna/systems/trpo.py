@@ -1,0 +1,104 @@
+"""TRPO on its own (Schulman et al. 2015, arXiv 1502.05477, Algorithm 1; batches and baseline of Duan et al. 2016).
+
+    for each iteration:
+        run π_old in B copies for T steps; fit the linear baseline; compute advantages Â by GAE
+        raise E[π/π_old Â] subject to E[KL(π_old || π)] ≤ δ: conjugate gradients, then a line search
+
+The mathematics is in `improve/trpo.py` and `improve/on_policy.py`.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from metadyna.gaussian_policy import GaussianPolicy, perform, practise
+from metadyna.improve.baseline import LinearBaseline
+from metadyna.improve.on_policy import refit, trust_region_step, weigh
+from metadyna.improve.trpo import TRPO
+from metadyna.settings import check_ranges
+from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
+
+
+class State(NamedTuple):
+    """Policy, baseline, the copies in mid-episode, and steps so far."""
+
+    policy: GaussianPolicy
+    baseline: LinearBaseline
+    env: Collected
+    steps: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class TrustRegionPolicyOptimisation:
+    """On-policy, model-free control with continuous actions and a bound on every step."""
+
+    learner: TRPO = TRPO()
+    """The step."""
+    widths: tuple[int, ...] = (32, 32)
+    """Hidden layers of the policy, with tanh."""
+    log_std: float = 0.0
+    """Log standard deviation of a fresh policy."""
+    parallel: int = 10
+    """Copies of the environment."""
+    collect: int = 1_000
+    """Steps of every copy per iteration."""
+    discount: float = 0.99
+    """γ per step."""
+    gae_decay: float = 1.0
+    """λ of the advantage estimate."""
+
+    episode_names = ("episode",)
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            log_std="[-5, 2]",
+            parallel="[1, 65536]",
+            collect="[1, 1000000]",
+            discount="[0, 1]",
+            gae_decay="[0, 1]",
+        )
+
+    def init(self, collector: Collector, key: PRNGKeyArray) -> State:
+        """Draw the policy and start the copies."""
+        k_policy, k_env = jax.random.split(key)
+        observed, actions = box_sizes(collector.env.spec)
+        policy = GaussianPolicy.create(observed, actions, self.widths, k_policy, self.log_std)
+        env = collector.begin((), self.parallel, k_env)
+        return State(policy, LinearBaseline.zero(observed), env, jnp.int32(0))
+
+    def params(self, state: State) -> GaussianPolicy:
+        """The weights that act."""
+        return state.policy
+
+    def steps(self, state: State) -> Int[Array, ""]:
+        """Environment steps so far."""
+        return state.steps
+
+    def iterate(self, state: State, collector: Collector, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        """Collect a batch with the current policy and take one step."""
+        began = state.env.lengths
+        env, lived = collector.collect(practise, state.policy, state.env, key, self.collect)
+        policy, baseline, metrics = self._improve(state.policy, state.baseline, lived, began)
+        steps = state.steps + self.collect * self.parallel
+        return State(policy, baseline, env, steps), {**env.finished, **metrics}
+
+    def trial(
+        self, params: GaussianPolicy, collector: Collector, tasks: Any, key: PRNGKeyArray
+    ) -> tuple[Transition, ...]:
+        """One episode of each task with the policy's mean action."""
+        return (collector.episodes(perform, params, (), tasks, key),)
+
+    @partial(jax.jit, static_argnums=0)
+    def _improve(
+        self, policy: GaussianPolicy, baseline: LinearBaseline, lived: Transition, began: Int[Array, "B"]
+    ) -> tuple[GaussianPolicy, LinearBaseline, Metrics]:
+        """Learn from [T, B] steps that were lived with this policy; the first were step `began` of their episodes."""
+        all_steps = jnp.ones_like(lived.last)
+        data = weigh(lived, baseline, began, all_steps, self.discount, self.gae_decay)
+        policy, metrics = trust_region_step(self.learner, policy, data)
+        return policy, refit(data), {f"train/{name}": Average.of(value) for name, value in metrics.items()}

@@ -1,0 +1,49 @@
+"""What every system promises, whatever it does: a table of systems and kinds of environments."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from metadyna import run
+from metadyna.errors import UserError
+from metadyna.systems import SYSTEMS
+from tests.tiny import CONTINUOUS, compiled_once, sha256, tiny  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+TABLE = [
+    *((name, "pendulum") for name in CONTINUOUS),
+    ("sac", "half-cheetah"),
+    ("pets", "inverted-pendulum"),
+    ("mbpo", "inverted-pendulum"),
+    ("ppo", "gym::Pendulum-v1"),
+]
+
+
+def test_every_system_is_in_the_table():
+    assert set(CONTINUOUS) == set(SYSTEMS) - {"dream"}  # which has tests of its own
+    assert all(type(CONTINUOUS[name]) is SYSTEMS[name] for name in CONTINUOUS)
+
+
+@pytest.mark.parametrize(("name", "task"), TABLE)
+def test_stopped_and_in_company_a_seed_ends_as_alone_and_in_one_go(name, task, tmp_path):
+    """Training, evaluation, saving, loading, resuming and several seeds, by one hash over every number."""
+    config = tiny(name, task)
+    alone = run.run(config, tmp_path / "alone", progress=False)
+    together = run.run(replace(config, seeds=2, steps=40), tmp_path / "together", progress=False)
+    together = run.resume(together.folder, replace(config, seeds=2), progress=False)
+    hashes = run.inspect(together.folder)["seed_sha256"]
+    assert hashes[0] == run.inspect(alone.folder)["seed_sha256"][0]
+    assert hashes[1] != hashes[0]
+    assert alone.steps == together.steps >= 80
+    evaluated = [row for row in alone.metrics if "eval/return" in row]
+    assert len(evaluated) >= 2
+    assert all(np.isfinite(value) for row in alone.metrics for value in row.values() if value is not None)
+    assert any(name.startswith(("train/", "fit/")) for row in alone.metrics for name in row)
+
+
+@pytest.mark.parametrize("name", list(CONTINUOUS))
+def test_grids_are_refused_in_one_line(name, tmp_path):
+    with pytest.raises(UserError, match=r"vectors of floats|reward|box"):
+        run.run(tiny(name, "city-5x5"), tmp_path / "run", progress=False)
