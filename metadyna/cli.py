@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
@@ -21,6 +22,7 @@ from rich.table import Table
 import metadyna
 from metadyna import config, envs, run, runinfo, seeds, stats
 from metadyna.config import Config
+from metadyna.envs.control import OneTask
 from metadyna.errors import UserError, unknown
 from metadyna.experiments.presets import PRESETS, preset
 from metadyna.systems import SYSTEMS
@@ -225,9 +227,11 @@ def _list(words: list[str]) -> int:
 
 def _describe(name: str) -> str:
     family = envs.make(name)
-    tasks = [len(split.enumerate().problem) for split in (family.train, family.test)]
-    spec = family.env.spec
-    return f"{tasks[0]} training and {tasks[1]} test tasks, {spec.horizon} steps per episode"
+    horizon = f"{family.env.spec.horizon} steps per episode"
+    if isinstance(family.train, OneTask):
+        return f"one task, {horizon}"
+    train, test = (len(jax.tree.leaves(split.enumerate())[0]) for split in (family.train, family.test))
+    return f"{train} training and {test} test tasks, {horizon}"
 
 
 def _evaluate(words: list[str]) -> int:

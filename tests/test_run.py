@@ -14,6 +14,7 @@ import pytest
 from metadyna import checkpoint, run
 from metadyna.checkpoint import Checkpoints, state_sha256
 from metadyna.errors import UserError
+from metadyna.systems.dream import DREAM
 from tests.tiny import PROGRAM, SHARED, TINY, compiled_once, copy, home, sha256, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
