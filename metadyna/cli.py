@@ -208,7 +208,7 @@ def _list(words: list[str]) -> int:
 
     as_json = _parse(show, "list", words)
     known = {
-        "systems": {name: _first_line(sys.modules[kind.__module__].__doc__) for name, kind in SYSTEMS.items()},
+        "systems": {name: _first_line(kind.__doc__) for name, kind in SYSTEMS.items()},
         "tasks": {name: _describe(name) for name in envs.TASKS},
         "presets": {system: list(presets) for system, presets in PRESETS.items()},
         "figures": {name: figure.title for name, figure in figures.FIGURES.items()},

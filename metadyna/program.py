@@ -197,18 +197,18 @@ class HostProgram(Program):
         """Evaluate every seed on every task of the split, with keys that are the same for every run."""
         tasks = self.tasks(split)
 
-        def one(state: RunState, collector: HostCollector, root: Array) -> Evaluation:
+        def one(params: Any, collector: HostCollector, root: Array) -> Evaluation:
             del root
-            params = self.config.system.params(state.system)
             return evaluate(self.config.system, params, collector, tasks, jax.random.key(EVALUATION_SEED))
 
-        return _stack(self._each(one, state))
+        system: Any = self.config.system
+        return _stack(self._each(one, jax.vmap(system.params)(state.system)))
 
-    def _each(self, function: Callable[..., Any], state: RunState) -> list[Any]:
-        """Apply a function to every seed's state, collector and root key, in threads."""
-        states = [jax.tree.map(lambda x, i=i: x[i], state) for i in range(self.config.seeds)]
+    def _each(self, function: Callable[..., Any], stacked: Any) -> list[Any]:
+        """Apply a function to every seed's own part of what is stacked, its collector and its root key, in threads."""
+        parts = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.seeds)]
         with ThreadPoolExecutor(min(self.config.seeds, os.cpu_count() or 1)) as pool:
-            return list(pool.map(function, states, self._collectors, self._roots))
+            return list(pool.map(function, parts, self._collectors, self._roots))
 
     @functools.cached_property
     def _roots(self) -> list[Array]:

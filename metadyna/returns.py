@@ -18,7 +18,7 @@ def gae(
     `discount` is γ, or 0 where the MDP terminated. `next_value` is that of the true successor, so an episode that was
     cut by a time limit is bootstrapped, and nothing flows over its `last` step into the next episode's.
     """
-    error = reward + discount * next_value - value  # eq. 10
+    error = reward + discount * next_value - value
 
     def back(later: Array, now: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         error, discount, last = now

@@ -78,8 +78,9 @@ def run(config: Config, out: Path | str, progress: bool | None = None) -> Result
     if folder.exists() and (not folder.is_dir() or any(path.name != configs.PARTIAL for path in folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose another")
     program = build(config)
+    state = program.init()  # a system that cannot do with the task says so before there is a folder
     _describe(config, folder)
-    return _train(program, folder, program.init(), chunk=0, seconds=0.0, progress=progress)
+    return _train(program, folder, state, chunk=0, seconds=0.0, progress=progress)
 
 
 def resume(folder: Path | str, changed: Config | None = None, progress: bool | None = None) -> Result:

@@ -7,15 +7,16 @@ import shutil
 import signal
 from dataclasses import replace
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
 
-from metadyna import checkpoint, run
+from metadyna import checkpoint, envs, run
 from metadyna.checkpoint import Checkpoints, state_sha256
 from metadyna.errors import UserError
 from metadyna.systems.dream import DREAM
-from tests.tiny import PROGRAM, SHARED, TINY, compiled_once, copy, home, sha256, trained  # noqa: F401
+from tests.tiny import PROGRAM, SHARED, TINY, compiled_once, copy, home, sha256, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -281,3 +282,47 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, monkeypatch):
         ):
             run.run(TINY, tmp_path / "run", progress=False)
     assert sha256(run.resume(tmp_path / "run", progress=False)) == sha256(trained())
+
+
+# --- simulators that break
+
+
+class Fragile(gymnasium.Env):
+    """Breaks in the second episode, unless mended."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    mended = False
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.episodes = 0, self.episodes + 1
+        return self.np_random.normal(size=2).astype(np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        if self.episodes == 2 and self.time == 5 and not Fragile.mended:
+            raise RuntimeError("motor 3 is on fire")
+        return np.full(2, self.time, np.float32), float(action[0]), False, self.time == 30, {}
+
+
+def test_a_simulator_that_breaks_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(envs, "TASKS", dict(envs.TASKS))
+    envs.register("fragile", Fragile)
+    config = tiny("sac", "fragile", steps=60, eval_every=1000)
+    with pytest.raises(UserError, match=r"fragile failed at step 5: RuntimeError: motor 3 is on fire"):
+        run.run(config, tmp_path / "run", progress=False)
+    assert run.load(tmp_path / "run").steps == 20  # the chunk before the one that broke
+    monkeypatch.setattr(Fragile, "mended", True)
+    assert run.resume(tmp_path / "run", progress=False).steps == 60
+
+
+def test_a_system_that_cannot_do_with_a_task_leaves_no_folder(tmp_path):
+    for name in ("sac", "pets", "mbpo"):
+        with pytest.raises(UserError):
+            run.run(tiny(name, "city-5x5" if name == "sac" else "fragile-is-unknown"), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="does not say"):
+        run.run(tiny("mbpo", "point-direction"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

@@ -227,10 +227,21 @@ class HostRobot(HostEnv):
         example = robot.observe(self._reading(self._start(np.random.default_rng(0))[None]))
         self._spec = EnvSpec(Box(example.shape[1:]), Box((self.model.nu,), -1.0, 1.0), self.horizon)
 
+    # The functions below are the same for equal robots: what is compiled for one seed's serves all seeds.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HostRobot) and self._settings == other._settings
+
+    def __hash__(self) -> int:
+        return hash(self._settings)
+
     @property
     def spec(self) -> EnvSpec:
         """Spaces and horizon."""
         return self._spec
+
+    @property
+    def _settings(self) -> tuple[Robot, int, int]:
+        return self.robot, self.frame_skip, self.horizon
 
     def reset(
         self, tasks: Any, seeds: UInt32[np.ndarray, "B words"], state: Snapshot | None, where: Bool[np.ndarray, "B"]

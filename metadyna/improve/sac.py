@@ -153,7 +153,7 @@ class SAC:
         return learner, metrics
 
     def critic_target(self, learner: SACLearner, batch: Transition, key: PRNGKeyArray) -> Float[Array, "B"]:
-        """r + γ (min Q'(s', a') - α log π(a'|s')) with a fresh a'; no future where the MDP terminated. eq. 5, 6."""
+        """r + γ (min Q'(s', a') - α log π(a'|s')) with a fresh a'; no future where the MDP terminated. eq. 5."""
         action, log_prob = squashed_normal(*jax.vmap(learner.actor)(batch.next_obs), key)
         value = _least(learner.targets, batch.next_obs, action) - jnp.exp(learner.log_temperature) * log_prob
         return batch.reward + self.discount * batch.discount * value

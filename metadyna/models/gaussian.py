@@ -289,7 +289,7 @@ class GaussianEnsemble:
     ) -> Float[Array, ""]:
         """Σ over members of mean [(μ − y)² exp(−v) + v] over valid rows and outputs, and the penalties; v = log σ².
 
-        The deterministic form has mean (μ − y)². Chua et al. 2018, eq. 1 without ½, and appendix A.1. Gradients with
+        The deterministic form has mean (μ − y)². Chua et al. 2018, eq. 1, and appendix A.1. Gradients with
         respect to `ensemble.weights` are meant.
         """
         if not self.learned_bounds:

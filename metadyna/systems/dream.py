@@ -86,7 +86,10 @@ class Params(NamedTuple):
 
 @dataclass(frozen=True)
 class DREAM:
-    """Settings; the defaults are the published code's."""
+    """DREAM: explore to recover what execution needs of a problem (Liu et al. 2021, arXiv 2008.02790).
+
+    The defaults are the published code's.
+    """
 
     memory: bool = True
     """Recurrent execution policy (REC), else feed-forward (FF)."""

@@ -52,7 +52,7 @@ Walk = tuple[replay.Ring, Float[Array, "n obs"], Bool[Array, "n"], Float[Array, 
 
 @dataclass(frozen=True)
 class MBPO:
-    """Model-based policy optimisation."""
+    """MBPO: a policy trained on short imagined branches from real states (Janner et al. 2019, arXiv 1906.08253)."""
 
     learner: SAC = SAC()
     """The policy's networks and update."""
@@ -111,6 +111,7 @@ class MBPO:
         k_learner, k_model, k_env = jax.random.split(key, 3)
         observed, actions = box_sizes(collector.env.spec)
         example = replay.transition_shapes(collector.env.spec)
+        learnt_world(collector.env)  # complains of an environment that does not say when it ends
         return State(
             self.learner.init(observed, actions, k_learner),
             fits.init(self.model, observed + actions, observed + 1, k_model),
@@ -152,7 +153,7 @@ class MBPO:
         return (collector.episodes(perform, params, (), tasks, key),)
 
     def horizon(self, steps: Int[Array, ""] | int) -> Int[Array, ""]:
-        """k after so many environment steps: grows linearly, rounded down. Janner et al. 2019, appendix C."""
+        """k after so many environment steps: grows linearly, rounded down (code jannerm/mbpo)."""
         share = (steps - self.horizon_from) / (self.horizon_until - self.horizon_from)
         grown = self.horizon_start + jnp.clip(share, 0, 1) * (self.horizon_end - self.horizon_start)
         return jnp.floor(grown + 1e-4).astype(jnp.int32)

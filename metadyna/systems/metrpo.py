@@ -61,7 +61,7 @@ class Training(NamedTuple):
 
 @dataclass(frozen=True)
 class METRPO:
-    """Model-ensemble trust-region policy optimisation."""
+    """ME-TRPO: a policy trained by TRPO in an ensemble of models (Kurutach et al. 2018, arXiv 1802.10592)."""
 
     learner: TRPO = TRPO()
     """The policy's step."""
@@ -120,7 +120,7 @@ class METRPO:
         k_policy, k_model, k_env = jax.random.split(key, 3)
         observed, actions = box_sizes(collector.env.spec)
         example = replay.transition_shapes(collector.env.spec)
-        known_world(collector.env)
+        known_world(collector.env)  # complains of an environment whose reward is not known
         return State(
             GaussianPolicy.create(observed, actions, self.widths, k_policy, self.log_std),
             LinearBaseline.zero(observed),

@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class ProximalPolicyOptimisation:
-    """On-policy, model-free control with continuous actions."""
+    """PPO: on-policy control by clipped surrogates (Schulman et al. 2017, arXiv 1707.06347)."""
 
     learner: PPO = PPO()
     """Networks and update."""

@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class SoftActorCritic:
-    """Off-policy, model-free control with continuous actions."""
+    """SAC: off-policy control of maximum entropy (Haarnoja et al. 2018, arXiv 1812.05905)."""
 
     learner: SAC = SAC()
     """Networks and update."""

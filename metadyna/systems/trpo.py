@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class TrustRegionPolicyOptimisation:
-    """On-policy, model-free control with continuous actions and a bound on every step."""
+    """TRPO: on-policy control with a bound on every step (Schulman et al. 2015, arXiv 1502.05477)."""
 
     learner: TRPO = TRPO()
     """The step."""
