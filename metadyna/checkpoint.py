@@ -9,6 +9,8 @@ One checkpoint is one folder:
 
 It is built under another name, flushed to the disk and then renamed: whatever bears the name is complete. The
 checksums are compared before Orbax sees a file: a damaged one never reaches a parser.
+
+Orbax is imported where it is used: loading it takes a good part of a warm start.
 """
 
 import contextlib
@@ -22,15 +24,17 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from metadyna.errors import UserError
 from metadyna.types import PyTree
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 FORMAT = "metadyna-checkpoint"
 VERSION = 1
@@ -231,6 +235,8 @@ def _require_space(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _write(folder: Path, arrays: dict[str, np.ndarray], record: str) -> None:
     """Write one checkpoint and flush it to the disk, names included."""
+    import orbax.checkpoint as ocp
+
     folder.mkdir()
     stored = {path: array for path, array in arrays.items() if array.size}  # Orbax refuses arrays of size 0
     with _quiet_orbax() as orbax:
@@ -296,6 +302,8 @@ def _verified_record(entry: _Entry, expected: dict[str, str]) -> dict[str, Any]:
 
 def _load_arrays(folder: Path, like_state: PyTree) -> dict[str, np.ndarray]:
     """Leaves by path; those of size 0 were never written."""
+    import orbax.checkpoint as ocp
+
     leaves = jax.tree_util.tree_leaves_with_path(like_state)
     stored_as = {jax.tree_util.keystr(path): _stored_as(leaf) for path, leaf in leaves}
     wanted = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path, leaf in stored_as.items() if leaf.size}
@@ -337,8 +345,10 @@ def _key_implementation(key: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_orbax() -> Iterator[ocp.Checkpointer]:
+def _quiet_orbax() -> "Iterator[ocp.Checkpointer]":
     """A checkpointer whose log lines and deprecation warnings do not reach the user; errors still raise."""
+    import orbax.checkpoint as ocp
+
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     try:

@@ -86,7 +86,12 @@ class DeviceProgram(Program):
 
     def init(self) -> RunState:
         """Fresh states of all seeds."""
-        return seeds.over_seeds(self._init, self.mesh)(self._roots)
+        initial = seeds.over_seeds(self._init, self.mesh).lower(self._roots)
+        # XLA works outside Python's lock: while it prepares the states, the chunk that needs them is traced.
+        with ThreadPoolExecutor(1) as pool:
+            state = pool.submit(lambda: initial.compile()(self._roots))
+            self._compiled.trace(seeds.sharded(initial.out_info, self.mesh), self._roots, self._limits)
+            return state.result()
 
     def place(self, state: Any) -> Any:
         """Put a restored state, or part of one, on the devices."""
@@ -99,14 +104,16 @@ class DeviceProgram(Program):
 
     def chunk(self, state: RunState) -> tuple[RunState, Metrics, Int[Array, "seeds"]]:
         """`config.chunk` iterations of every seed that has not ended: states -> states, metrics, steps."""
-        return self._compiled(state)
+        return self._compiled(state, self._roots, self._limits)
 
     @functools.cached_property
-    def _compiled(self) -> Callable[[RunState], tuple[RunState, Metrics, Int[Array, "seeds"]]]:
-        compiled = seeds.over_seeds(self._chunk, self.mesh, donate=True)
-        # The length is an argument: a run that is extended finds its program in the cache.
-        limits = seeds.place(jnp.full(self.config.seeds, self.config.steps, jnp.int32), self.mesh)
-        return lambda state: compiled(state, self._roots, limits)
+    def _compiled(self) -> Any:
+        return seeds.over_seeds(self._chunk, self.mesh, donate=True)
+
+    @functools.cached_property
+    def _limits(self) -> Int[Array, "seeds"]:
+        """The length is an argument: a run that is extended finds its program in the cache."""
+        return seeds.place(jnp.full(self.config.seeds, self.config.steps, jnp.int32), self.mesh)
 
     def evaluate(self, state: RunState, split: str = "test") -> Evaluation:
         """Evaluate every seed on every task of the split, with keys that are the same for every run."""

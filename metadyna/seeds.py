@@ -33,7 +33,7 @@ def mesh(seeds: int) -> Mesh:
     return Mesh(np.array(devices[:count]), ("seed",))
 
 
-def over_seeds(function: Callable[..., Any], on: Mesh, donate: bool = False) -> Callable[..., Any]:
+def over_seeds(function: Callable[..., Any], on: Mesh, donate: bool = False) -> jax.stages.Wrapped:
     """Compile `function` of one seed's arguments into one of all seeds' arguments, stacked on axis 0.
 
     With `donate` the memory of the first argument is reused for the result.
@@ -52,3 +52,9 @@ def over_seeds(function: Callable[..., Any], on: Mesh, donate: bool = False) -> 
 def place(stacked: Any, on: Mesh) -> Any:
     """Put a pytree with a leading seed axis where `over_seeds` expects it."""
     return jax.device_put(stacked, NamedSharding(on, PartitionSpec("seed")))
+
+
+def sharded(shapes: Any, on: Mesh) -> Any:
+    """The shapes of a pytree that `place` has placed."""
+    where = NamedSharding(on, PartitionSpec("seed"))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)

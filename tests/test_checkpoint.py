@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint
 import pytest
 
 from metadyna import checkpoint
@@ -282,7 +283,7 @@ def orbax_without_space(*_, **__):
 def test_full_disk_leaves_the_old_set(two, monkeypatch, target, failure):
     with monkeypatch.context() as patch:
         if target == "save":
-            patch.setattr(checkpoint.ocp.Checkpointer, "save", failure)
+            patch.setattr(orbax.checkpoint.Checkpointer, "save", failure)
         else:
             patch.setattr(target, failure)
         with pytest.raises(UserError, match="No space left on device; the last one, of iteration 2, is intact") as e:

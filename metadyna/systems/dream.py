@@ -156,7 +156,8 @@ class DREAM:
         explore = ExplorePolicy.create(spec, k_explore)
         problems = collector.env.num_relevant if self.oracle else spec.num_problems
         execute = ExecuteNets.create(spec, problems, self, k_execute)
-        trial = jax.eval_shape(lambda k: self._practise(Params(explore, execute), collector, 0, (1.0, 1.0), k), key)
+        now, epsilons = jnp.int32(0), (jnp.float32(1), jnp.float32(1))
+        trial = jax.eval_shape(partial(self._practise, collector), Params(explore, execute), now, epsilons, key)
         one_trial = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), trial)
         zero = jnp.int32(0)
         return State(
@@ -180,7 +181,7 @@ class DREAM:
         k_trial, k_explore, k_execute = jax.random.split(key, 3)
         epsilons = (self.explore.epsilon(state.explore_steps), self.execute.epsilon(state.execute_steps))
         iteration = state.trials.added // self.parallel
-        new = self._practise(self.params(state), collector, iteration, epsilons, k_trial)
+        new = self._practise(collector, self.params(state), iteration, epsilons, k_trial)
         trials = replay.add(state.trials, new)
 
         explored, executed = self._lengths(new)
@@ -237,11 +238,12 @@ class DREAM:
 
     # ---------------------------------------------------------------------------------------------- acting
 
+    @partial(jax.jit, static_argnums=(0, 1))  # traced once: for the shapes of the replay, and to be run
     def _practise(
         self,
-        params: Params,
         collector: Collector,
-        iteration: Int[Array, ""] | int,
+        params: Params,
+        iteration: Int[Array, ""],
         epsilons: tuple[Any, Any],
         key: PRNGKeyArray,
     ) -> Trial:
