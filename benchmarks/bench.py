@@ -1,4 +1,4 @@
-"""Speed: environment steps, DREAM training at the published cadence, and the share of the matmul peak.
+"""Speed: environments, DREAM training at the published cadence, the control half, and shares of the matmul peak.
 
 Run by `make bench`; writes one JSON file per device under benchmarks/results/. Rates are medians of repeats in one
 process; compile time is reported apart; the matmul peak is measured in the same run.
@@ -8,7 +8,6 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks import control
+from benchmarks.control import median_seconds
 from benchmarks.flops import matmul_flops
 from metadyna import envs, replay, run, runinfo, seeds
 from metadyna.doctor import matmul_gflops
@@ -30,9 +31,12 @@ OFFICIAL_STEPS_PER_SECOND = 115
 
 
 def main(
-    part: Annotated[str, tyro.conf.arg(help="all, env or dream")] = "all",
+    part: Annotated[str, tyro.conf.arg(help="all, env, dream or control")] = "all",
     num_seeds: Annotated[int, tyro.conf.arg(help="seeds in one program for DREAM")] = 1,
     chunks: Annotated[int, tyro.conf.arg(help="timed chunks of DREAM")] = 7,
+    sb3: Annotated[
+        Path | None, tyro.conf.arg(help="a Python that has stable-baselines3 2.9.2, to compare with")
+    ] = None,
     out: Annotated[Path, tyro.conf.arg(help="folder for the JSON file")] = Path("benchmarks/results"),
 ) -> None:
     """Measure and report."""
@@ -40,26 +44,24 @@ def main(
     peak = matmul_gflops()
     results: dict[str, Any] = {"matmul_peak_gflops": round(peak)}
     if part in ("all", "env"):
-        results["env"] = {name: bench_env(name) for name in envs.TASKS}
+        results["env"] = {name: bench_env(name) for name in envs.GRIDS}
     if part in ("all", "dream"):
         results["dream"] = bench_dream(peak, num_seeds, chunks)
+    if part in ("all", "control"):
+        results["control"] = {
+            "stepping": control.bench_stepping(),
+            "sac": control.bench_sac(peak, sb3),
+            "sac_updates": {f"2x{width}": control.bench_learner(peak, width) for width in (256, 512)},
+            "fit": {name: control.bench_fit(peak, model) for name, model in control.ENSEMBLES.items()},
+            "planner": control.bench_planner(peak),
+            "mbpo": {f"2x{width}": control.bench_mbpo(peak, width) for width in (256, 512)},
+        }
     results["environment"] = runinfo.environment_record()
     text = json.dumps(results, indent=2)
     print(text)
     out.mkdir(parents=True, exist_ok=True)
     device = results["environment"]["devices"][0].replace(" ", "-").lower()
     (out / f"bench-{part}-{device}-seeds{num_seeds}.json").write_text(text + "\n")
-
-
-def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
-    """Median wall time of a call whose result is waited for; the first call is not counted."""
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 def bench_env(name: str, copies: int = 1024, steps: int = 1000) -> dict[str, float]:

@@ -43,12 +43,13 @@ def learning_curves(
     title: str = "",
     xlabel: str = "environment steps",
     ylabel: str = "return",
+    log_steps: bool = False,
 ) -> None:
     """Draw a metric over environment steps, one colour per arm, into the file `out` (.png, .pdf or .svg).
 
     An arm is a list of run folders; a run that logs lists has one seed per entry. Thick: mean over seeds. Band: 95%
     bootstrap interval of the mean, over the steps that all seeds have reached. Thin: the seeds. `references` are
-    levels to compare with. Raises UserError if a run lacks the metric.
+    levels to compare with. `log_steps` suits arms of very different length. Raises UserError if a run lacks the metric.
     """
     figure, axes = _figure(title, xlabel, ylabel)
     for index, (name, folders) in enumerate(arms.items()):
@@ -61,9 +62,39 @@ def learning_curves(
         axes.plot(steps, values.mean(axis=0), style, color=colour, linewidth=2, label=label, zorder=3)
         low, high = stats.bootstrap_band(values)
         axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    if log_steps:
+        axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0)
     _finish(figure, axes, references or {}, out)
+
+
+def lines(
+    arms: Mapping[str, np.ndarray],
+    x: Sequence[float],
+    out: Path,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    log: bool = False,
+) -> None:
+    """Draw each arm's values [seeds, points] at `x` [points] into the file `out`; with `log`, the values' axis is.
+
+    Thick: mean over seeds. Band: 95% bootstrap interval of the mean. Thin: the seeds.
+    """
+    figure, axes = _figure(title, xlabel, ylabel)
+    for position, (name, values) in enumerate(arms.items()):
+        colour = PALETTE[position % len(PALETTE)]
+        axes.plot(x, np.asarray(values).T, color=colour, linewidth=0.7, alpha=0.35)
+        axes.plot(
+            x, np.mean(values, axis=0), color=colour, linewidth=2, label=f"{name} ({_count(len(values))})", zorder=3
+        )
+        low, high = stats.bootstrap_band(np.asarray(values))
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    if log:
+        axes.set_yscale("log")
+    axes.margins(x=0)
+    _finish(figure, axes, {}, out)
 
 
 def bars(

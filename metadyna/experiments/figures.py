@@ -1,9 +1,9 @@
-"""Experiments that end in a figure: arms of configurations, run, compared and drawn."""
+"""Experiments that end in a figure: arms of configurations, or of measurements, run, compared and drawn."""
 
 import csv
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from metadyna import envs, plot, run, runinfo, stats
 from metadyna.config import Config, to_dict
 from metadyna.errors import UserError, unknown
 from metadyna.experiments.presets import PRESETS
+from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,23 @@ class Experiment:
     title: str
     arms: Mapping[str, Config]
     seeds: int
+    log_steps: bool = False
+    """Whether the curves are drawn over the logarithm of steps."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Numbers by arm as a function of a seed: along a line where `x` is given, else of episodes, drawn as bars."""
+
+    name: str
+    title: str
+    measure: Callable[[int], dict[str, list[float]]]
+    seeds: int
+    ylabel: str
+    x: Sequence[float] | None = None
+    xlabel: str = ""
+    log: bool = False
+    """Whether the values' axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +49,10 @@ class Figure:
     """A named figure and its experiment at each budget."""
 
     title: str
-    budgets: Mapping[str, Experiment]
+    budgets: Mapping[str, Experiment | Measurement]
 
 
-def find(name: str, budget: str) -> Experiment:
+def find(name: str, budget: str) -> Experiment | Measurement:
     """Look an experiment up."""
     if name not in FIGURES:
         raise unknown("figure", name, FIGURES)
@@ -43,12 +61,14 @@ def find(name: str, budget: str) -> Experiment:
     return FIGURES[name].budgets[budget]
 
 
-def reproduce(experiment: Experiment, out: Path, seeds: int | None = None) -> list[Path]:
-    """Run what is missing of every arm, then write curves, bars, a table and a record; returns their paths."""
+def reproduce(experiment: Experiment | Measurement, out: Path, seeds: int | None = None) -> list[Path]:
+    """Run what is missing, then draw, tabulate and record it; returns the paths of what was written."""
     count = experiment.seeds if seeds is None else seeds
     if count < 2:
         raise UserError(f"seeds = {count} gives no interval; reproduce needs at least 2")
     folder, started = Path(out) / experiment.name, time.monotonic()
+    if isinstance(experiment, Measurement):
+        return _measure(experiment, folder, count)
     results = {}
     for arm, config in experiment.arms.items():
         place = folder / arm.replace(" ", "-")
@@ -68,7 +88,11 @@ def write(experiment: Experiment, results: Mapping[str, run.Result], folder: Pat
     references = envs.make(first.task).references()
     curves, bars = folder / f"{experiment.name}.png", folder / f"{experiment.name}-final.png"
     plot.learning_curves(
-        {arm: [result.folder] for arm, result in results.items()}, curves, references=references, title=experiment.title
+        {arm: [result.folder] for arm, result in results.items()},
+        curves,
+        references=references,
+        title=experiment.title,
+        log_steps=experiment.log_steps,
     )
     scores = {arm: np.asarray(r.evaluate().returns)[:, -1].mean(axis=-1).tolist() for arm, r in results.items()}
     plot.bars(scores, bars, references, experiment.title)
@@ -99,6 +123,46 @@ def _record(
     }
 
 
+def _measure(experiment: Measurement, folder: Path, seeds: int) -> list[Path]:
+    """Measure every seed that has no file yet, then draw and tabulate all."""
+    measured = []
+    for seed in range(seeds):
+        place, started = folder / f"seed-{seed}.json", time.monotonic()
+        settings = repr(experiment.measure)
+        if not place.exists():
+            print(f"seed {seed}: {place}")
+            found = experiment.measure(seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            minutes = round((time.monotonic() - started) / 60, 2)
+            record = {"settings": settings, "minutes": minutes, "measured": found}
+            place.write_text(json.dumps({**record, "environment": runinfo.environment_record()}, indent=2) + "\n")
+        record = json.loads(place.read_text())
+        if record["settings"] != settings:
+            raise UserError(
+                f"{place} was measured with {record['settings']}, not {settings}; remove it to measure again"
+            )
+        measured.append(record["measured"])
+    arms = {arm: np.array([each[arm] for each in measured]) for arm in measured[0]}
+    picture, table = folder / f"{experiment.name}.png", folder / f"{experiment.name}.csv"
+    if experiment.x is None:
+        plot.bars(
+            {arm: values.mean(axis=1) for arm, values in arms.items()}, picture, {}, experiment.title, experiment.ylabel
+        )
+    else:
+        labels = experiment.title, experiment.xlabel, experiment.ylabel
+        plot.lines(arms, experiment.x, picture, *labels, log=experiment.log)
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["arm", "x", "seeds", "mean", "low_95", "high_95", "values"])
+        for arm, values in arms.items():
+            columns = [("", values.mean(axis=1))] if experiment.x is None else zip(experiment.x, values.T, strict=True)
+            for x, column in columns:
+                low, high = stats.bootstrap_interval(column, stats.mean)
+                each = " ".join(f"{value:.5g}" for value in column)
+                rows.writerow([arm, x, len(column), f"{np.mean(column):.5g}", f"{low:.5g}", f"{high:.5g}", each])
+    return [picture, table]
+
+
 def _dream_bus(name: str, base: Config, seeds: int) -> Experiment:
     system = base.system
     arms = {
@@ -112,6 +176,35 @@ def _dream_bus(name: str, base: Config, seeds: int) -> Experiment:
     return Experiment(name, title, {arm: replace(base, system=s, stop_at=None) for arm, s in arms.items()}, seeds)
 
 
+def _both(quick: Measurement) -> Mapping[str, Measurement]:
+    """The full budget has ten times the seeds."""
+    return {"quick": quick, "full": replace(quick, name=f"{quick.name}-full", seeds=10 * quick.seeds)}
+
+
+def _rollout_length(name: str, seeds: int) -> Experiment:
+    base, system = PENDULUM_MBPO, PENDULUM_MBPO.system
+    arms = {
+        f"branches of {k}": replace(base, system=replace(system, horizon_start=k, horizon_end=k, branches=100 // k))
+        for k in (1, 5, 50)
+    }
+    return Experiment(name, "MBPO on the pendulum: as many imagined steps in short or long branches", arms, seeds)
+
+
+def _sample_efficiency(name: str, seeds: int) -> Experiment:
+    arms = {
+        "PETS": PRESETS["pets"]["quick"],
+        "MPC-RS": PRESETS["mpc-rs"]["quick"],
+        "MBPO": PENDULUM_MBPO,
+        "SAC": PRESETS["sac"]["quick"],
+        "PPO": PRESETS["ppo"]["quick"],
+        "TRPO": PRESETS["trpo"]["quick"],
+    }
+    return Experiment(name, "Pendulum: return by environment steps", arms, seeds, log_steps=True)
+
+
+PENDULUM_MBPO = replace(PRESETS["mbpo"]["quick"], task="pendulum", steps=5_000, eval_every=500)
+"""MBPO with small networks, as on the inverted pendulum."""
+
 FIGURES: Mapping[str, Figure] = {
     "dream-bus": Figure(
         "DREAM and its ablations on the distracting bus grid",
@@ -119,6 +212,73 @@ FIGURES: Mapping[str, Figure] = {
             "quick": _dream_bus("dream-bus", PRESETS["dream"]["quick"], 3),
             "full": _dream_bus("dream-bus-full", PRESETS["dream"]["paper"], 3),
         },
+    ),
+    "pets-trials": Figure(
+        "PETS on the pendulum, episode by episode, beside planning on the true dynamics",
+        _both(
+            Measurement(
+                "pets-trials",
+                "PETS on the pendulum after one random episode",
+                Trials(),
+                3,
+                "return",
+                range(1, 10),
+                "planned episode",
+            )
+        ),
+    ),
+    "planners": Figure(
+        "CEM, random shooting and a short horizon on one learnt model of the pendulum",
+        _both(Measurement("planners", "Planning in one model of the pendulum", Planners(), 3, "return of an episode")),
+    ),
+    "compounding-error": Figure(
+        "Open-loop error of a learnt model by horizon",
+        _both(
+            Measurement(
+                "compounding-error",
+                "Predicting the pendulum without looking",
+                Compounding(),
+                3,
+                "root mean squared error",
+                range(1, 51),
+                "steps",
+                log=True,
+            )
+        ),
+    ),
+    "exploitation-gap": Figure(
+        "What a model promises minus what is kept, for random and for planned sequences",
+        _both(
+            Measurement(
+                "exploitation-gap",
+                "A model that has seen a quarter of the torque, planned with all of it",
+                Exploitation(),
+                3,
+                "promised - kept return of 25 steps",
+            )
+        ),
+    ),
+    "few-data": Figure(
+        "An ensemble and a single network where data are few",
+        _both(
+            Measurement(
+                "few-data",
+                "Planning in a model of few random transitions of the pendulum",
+                FewData(),
+                8,
+                "return of an episode",
+                FewData().transitions,
+                "transitions",
+            )
+        ),
+    ),
+    "rollout-length": Figure(
+        "Short against long imagined branches of MBPO on the pendulum",
+        {"quick": _rollout_length("rollout-length", 3), "full": _rollout_length("rollout-length-full", 10)},
+    ),
+    "sample-efficiency": Figure(
+        "Model-based and model-free learning of the pendulum by environment steps",
+        {"quick": _sample_efficiency("sample-efficiency", 3), "full": _sample_efficiency("sample-efficiency-full", 10)},
     ),
 }
 """Every figure by name."""

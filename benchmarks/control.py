@@ -1,0 +1,235 @@
+# The binding has no stubs.
+# pyright: reportAttributeAccessIssue=false
+"""Speed of the control half: simulators, SAC beside Stable-Baselines3, model fitting, planning, MBPO."""
+
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from gymnasium.vector import SyncVectorEnv
+from mujoco import rollout
+
+from benchmarks.flops import matmul_flops
+from metadyna import envs, run
+from metadyna.envs.mujoco import FULL
+from metadyna.experiments.presets import PRESETS
+from metadyna.host import HostCollector
+from metadyna.improve.sac import SAC
+from metadyna.models import fit as fits
+from metadyna.models.fit import Fit
+from metadyna.models.gaussian import GaussianEnsemble
+from metadyna.models.imagine import sequence_returns
+from metadyna.models.world import known_world
+from metadyna.systems.mbpo import MBPO
+from metadyna.systems.mpc import planned
+from metadyna.systems.sac import SoftActorCritic
+from metadyna.types import TimeStep, Transition
+
+PEER = Path(__file__).with_name("sb3_sac.py")
+ROBOT_OBSERVED, ROBOT_ACTIONS = 17, 6
+"""Of HalfCheetah."""
+ENSEMBLES = {
+    "7x4x200": GaussianEnsemble(),
+    "5x2x512": GaussianEnsemble(members=5, elites=5, widths=(512, 512), weight_decay=(1e-4, 1e-4, 1e-4)),
+}
+"""MBPO's, and a wider one."""
+
+
+def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
+    """Median wall time of a call whose result is waited for; the first call is not counted."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def bench_stepping(copies: int = 16, steps: int = 250) -> dict[str, Any]:
+    """Control steps per second of HalfCheetah with random actions; a control step is 5 of the simulator's."""
+    family = envs.make("half-cheetah")
+    env: Any = family.env
+    collector = HostCollector(env, family.train)
+    lived: Any = collector.begin((), copies, jax.random.key(0))
+    generator = np.random.default_rng(0)
+
+    def ours() -> Any:
+        return collector.collect(random_action, (), lived, jax.random.key(1), steps)
+
+    start = lived[1].physics.view(np.float64)
+    controls = generator.uniform(-1, 1, (copies, steps * env.frame_skip, ROBOT_ACTIONS))
+    states = np.empty((copies, steps * env.frame_skip, start.shape[1]))
+    data = [mujoco.MjData(env.model) for _ in range(2)]
+    pool = rollout.Rollout(nthread=2)
+    assert start.shape[1] == mujoco.mj_stateSize(env.model, FULL)
+
+    def raw() -> None:
+        pool.rollout(env.model, data, start, controls, state=states)
+
+    vector = SyncVectorEnv([lambda: gymnasium.make("HalfCheetah-v5")] * copies)
+    vector.reset(seed=0)
+    actions = generator.uniform(-1, 1, (steps, copies, ROBOT_ACTIONS)).astype(np.float32)
+
+    def gymnasium_steps() -> None:
+        for action in actions:
+            vector.step(action)
+
+    rates = {
+        name: round(copies * steps / median_seconds(call))
+        for name, call in {"collector": ours, "raw_rollout": raw, "sync_vector_env": gymnasium_steps}.items()
+    }
+    vector.close()
+    return {
+        "copies": copies,
+        "control_steps_per_second": rates,
+        "times_sync_vector_env": round(rates["collector"] / rates["sync_vector_env"], 2),
+        "share_of_raw_rollout": round(rates["collector"] / rates["raw_rollout"], 2),
+    }
+
+
+def random_action(params: Any, carry: Any, timestep: TimeStep, key: jax.Array) -> tuple[jax.Array, Any, tuple[()]]:
+    """Uniform in the box."""
+    return jax.random.uniform(key, (ROBOT_ACTIONS,), minval=-1, maxval=1), carry, ()
+
+
+def bench_sac(peak: float, peer: Path | None, rounds: int = 3, steps: int = 1_000) -> dict[str, Any]:
+    """SAC on HalfCheetah, 2 x 256, batch 256, one update per step: whole training, once warm.
+
+    `peer` is a Python that has Stable-Baselines3: the two take turns, so that both meet the same machine.
+    """
+    program = run.build(replace(PRESETS["sac"]["paper"], system=SoftActorCritic(warmup=1_000), chunk=steps))
+    state, _, _ = program.chunk(program.init())
+    state, _, _ = program.chunk(state)  # compiles the updates' part where it was skipped
+    ours, theirs = [], []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        state, _, _ = jax.block_until_ready(program.chunk(state))
+        ours.append(steps / (time.perf_counter() - started))
+        if peer:
+            theirs.append(json.loads(subprocess.check_output([peer, PEER, str(steps)]))["steps_per_second"])
+    rate, flops = statistics.median(ours), sac_flops(SAC())
+    result = {
+        "steps_and_updates_per_second": round(rate, 1),
+        "each_round": [round(r, 1) for r in ours],
+        "million_flops_per_update": round(flops / 1e6),
+        "share_of_matmul_peak": round(rate * flops / 1e9 / peak, 3),
+    }
+    if peer:
+        result["stable_baselines3_2_9_2"] = {
+            "steps_and_updates_per_second": round(statistics.median(theirs), 1),
+            "each_round": [round(r, 1) for r in theirs],
+        }
+        result["times_stable_baselines3"] = round(rate / statistics.median(theirs), 2)
+    return result
+
+
+def sac_flops(sac: SAC) -> int:
+    """Matrix products of one update on HalfCheetah's sizes."""
+    learner = sac.init(ROBOT_OBSERVED, ROBOT_ACTIONS, jax.random.key(0))
+    return matmul_flops(sac.update, learner, _rows(sac.batch), jax.random.key(1))
+
+
+def bench_learner(peak: float, width: int, times: int = 100) -> dict[str, Any]:
+    """Updates per second of SAC alone, in one compiled loop without a simulator."""
+    sac = SAC(widths=(width, width))
+    learner, rows = sac.init(ROBOT_OBSERVED, ROBOT_ACTIONS, jax.random.key(0)), _rows(10_000)
+
+    @jax.jit
+    def many(learner: Any, rows: Transition) -> Any:
+        def once(learner: Any, key: jax.Array) -> tuple[Any, None]:
+            k_batch, k_update = jax.random.split(key)
+            chosen = jax.random.randint(k_batch, (sac.batch,), 0, rows.reward.shape[0])
+            return sac.update(learner, jax.tree.map(lambda x: x[chosen], rows), k_update)[0], None
+
+        return jax.lax.scan(once, learner, jax.random.split(jax.random.key(2), times))[0]
+
+    rate = times / median_seconds(lambda: many(learner, rows))
+    return _updates(rate, sac_flops(sac), peak)
+
+
+def bench_fit(peak: float, model: GaussianEnsemble, rows: int = 5_000) -> dict[str, Any]:
+    """Fitting an ensemble to HalfCheetah's sizes, 256 rows per member and update."""
+    data, settings = _rows(rows), Fit(max_updates=100, max_epochs=1_000_000, patience=1_000_000)
+    inputs = jnp.concatenate([data.obs, data.action], axis=1)
+    targets = jnp.concatenate([data.reward[:, None], data.next_obs], axis=1)
+    state = fits.init(model, inputs.shape[1], targets.shape[1], jax.random.key(0))
+    fit = jax.jit(lambda state, key: fits.fit(settings, model, state, inputs, targets, rows, key)[0])
+    seconds = median_seconds(lambda: fit(state, jax.random.key(1)))
+    x, y = (jnp.zeros((model.members, settings.batch, a.shape[1])) for a in (inputs, targets))
+
+    def loss(weights: Any) -> Any:
+        return model.loss(replace(state.ensemble, weights=weights), x, y, jnp.ones(settings.batch, bool))
+
+    return _updates(settings.max_updates / seconds, matmul_flops(jax.grad(loss), state.ensemble.weights), peak)
+
+
+def bench_planner(peak: float, steps: int = 50) -> dict[str, Any]:
+    """One MPC step of the reduced PETS on pendulum: 4 iterations of 100 sequences of 25 steps, 5 particles."""
+    system: Any = PRESETS["pets"]["quick"].system
+    family = envs.make("pendulum")
+    program = run.build(replace(PRESETS["pets"]["quick"], system=system))
+    collector: Any = program.collector
+    state: Any = jax.tree.map(lambda x: x[0], program.init()).system
+    params = system.params(state)._replace(random=jnp.bool_(False))
+    act = planned(system, family.env)
+    collect = jax.jit(lambda env, key: collector.collect(act, params, env, key, steps)[1].reward)
+    seconds = median_seconds(lambda: collect(state.env, jax.random.key(0))) / steps
+    world, search = known_world(family.env), system.planner.search
+    sequences = jnp.zeros((search.population, system.planner.horizon, 1))
+    scoring = matmul_flops(
+        lambda s, k: sequence_returns(world, params.model, jnp.zeros(3), s, k, system.particles, system.propagation),
+        sequences,
+        jax.random.key(0),
+    )
+    flops = scoring * search.iterations
+    return {
+        "milliseconds_per_step": round(1e3 * seconds, 1),
+        "model_rows_per_step": search.population * search.iterations * system.planner.horizon * system.particles,
+        "share_of_matmul_peak": round(flops / seconds / 1e9 / peak, 3),
+    }
+
+
+def bench_mbpo(peak: float, width: int) -> dict[str, Any]:
+    """MBPO on HalfCheetah: policy updates per second on real and imagined rows."""
+    system = MBPO(learner=SAC(widths=(width, width)), warmup=10, refresh=10, fit=Fit(max_updates=10))
+    program = run.build(replace(PRESETS["mbpo"]["quick"], system=system, task="half-cheetah", chunk=1))
+    state, _, _ = program.chunk(program.init())
+    state, _, _ = program.chunk(state)
+    one: Any = jax.tree.map(lambda x: x[0], state).system
+    lived = jax.tree.map(lambda x: x[None], _rows(1))
+    learner, real = one.learner, one.real  # donated, so each call goes on from the last
+
+    def learn() -> Any:
+        nonlocal learner, real
+        learner, real, _, _ = system._improve(learner, real, one.imagined, lived, jnp.int32(100), jax.random.key(0))
+        return learner
+
+    return _updates(system.updates / median_seconds(learn, 11), sac_flops(system.learner), peak)
+
+
+def _updates(rate: float, flops: int, peak: float) -> dict[str, Any]:
+    return {
+        "updates_per_second": round(rate, 1),
+        "million_flops_per_update": round(flops / 1e6),
+        "share_of_matmul_peak": round(rate * flops / 1e9 / peak, 3),
+    }
+
+
+def _rows(count: int) -> Transition:
+    """Transitions of HalfCheetah's sizes."""
+    keys = jax.random.split(jax.random.key(7), 4)
+    obs, after = (jax.random.normal(k, (count, ROBOT_OBSERVED)) for k in keys[:2])
+    action = jax.random.uniform(keys[2], (count, ROBOT_ACTIONS), minval=-1, maxval=1)
+    reward = jax.random.normal(keys[3], (count,))
+    return Transition(obs, action, reward, jnp.ones(count), after, jnp.zeros(count, bool), ())

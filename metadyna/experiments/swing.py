@@ -1,0 +1,268 @@
+"""What planning in a learnt model gains and where the model deceives it, measured on the pendulum.
+
+Five measurements, each a function of a seed that returns numbers by arm: how soon PETS plans as well as one who knows
+the dynamics, how planners and horizons compare on one model, how errors compound, how far a planner's promise exceeds
+what it keeps, and what an ensemble is worth where data are few. The agents are the parts of `systems/mpc.py`; the true
+dynamics stand in for a model where truth is wanted.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from metadyna.envs.control import OneTask, Pendulum
+from metadyna.experiments.presets import PETS_QUICK
+from metadyna.models import fit as fits
+from metadyna.models.fit import Fit, FitState
+from metadyna.models.gaussian import Ensemble, GaussianEnsemble
+from metadyna.models.imagine import Predictor, open_loop_errors, sequence_returns
+from metadyna.models.world import known_world
+from metadyna.rollout import DeviceCollector, episode_returns
+from metadyna.search import maximise
+from metadyna.search.random import RandomShooting
+from metadyna.systems.mpc import PETS, Params
+from metadyna.types import TimeStep, Transition
+
+Measured = dict[str, list[float]]
+"""Numbers by arm: of several episodes, or along a line."""
+
+PENDULUM = Pendulum()
+WORLD = known_world(PENDULUM)
+COLLECTOR = DeviceCollector(PENDULUM, OneTask())
+AGENT: Any = PETS_QUICK.system
+FIT = Fit(holdout=0.0, max_epochs=100_000, max_updates=2_000)
+"""2,000 updates at first, as on the card of the reduced PETS."""
+
+
+class TruePendulum(eqx.Module):
+    """The dynamics themselves, in the place of an ensemble (`models.imagine.Predictor`)."""
+
+    num_members: int = eqx.field(static=True, default=1)
+    num_inputs: int = eqx.field(static=True, default=4)
+    num_outputs: int = eqx.field(static=True, default=3)
+
+    def best(self) -> "TruePendulum":
+        """Itself."""
+        return self
+
+    def sample(
+        self, inputs: Float[Array, "K n inputs"], noise: Float[Array, "K n outputs"] | None
+    ) -> Float[Array, "K n outputs"]:
+        """How the observation changes."""
+        del noise
+
+        def change(x: Array) -> Array:
+            obs, action = x[:3], x[3:]
+            physics = jnp.stack([jnp.arctan2(obs[1], obs[0]), obs[2]])
+            return PENDULUM.observe(None, PENDULUM.advance(None, physics, action, jax.random.key(0))) - obs
+
+        return jax.vmap(jax.vmap(change))(inputs)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Return of every planned episode of PETS, and of planning on the true dynamics from the same start.
+
+    The first episode is random; the model is fitted with 2,000 updates after it, then with 600 after every episode.
+    """
+
+    episodes: int = 9
+
+    def __call__(self, seed: int) -> Measured:
+        """Along a line: episode after episode."""
+        k_data, k_init, *keys = jax.random.split(jax.random.key(seed), 2 + self.episodes)
+        room = 200 * (self.episodes + 1)
+        data = jax.tree.map(lambda x: jnp.resize(x, (room, *x.shape[1:])), random_rows(1, k_data))
+        state = fits.init(AGENT.model, 4, 3, k_init)
+        found: Measured = {"PETS": [], "true dynamics": []}
+        for trial, key in enumerate(keys):
+            k_fit, k_play = jax.random.split(key)
+            at = 200 * (trial + 1)
+            state = go_on(replace(FIT, max_updates=600) if trial else FIT, state, data, at, k_fit)
+            lived = planned_episodes(AGENT, state.ensemble, 1, k_play)
+            data = jax.tree.map(lambda old, new, at=at: old.at[at : at + 200].set(new), data, flat(lived))
+            found["PETS"] += episode_returns(lived).tolist()
+            found["true dynamics"] += play(AGENT, TruePendulum(), 1, k_play)
+        return found
+
+
+@dataclass(frozen=True)
+class Planners:
+    """Returns of whole episodes, planned on one model of `data` random episodes from the same starts."""
+
+    data: int = 10
+    episodes: int = 10
+
+    def __call__(self, seed: int) -> Measured:
+        """Arms differ in the planner; all but the first and the last plan in the same learnt model."""
+        k_data, k_fit, k_play = jax.random.split(jax.random.key(seed), 3)
+        model = learn(AGENT.model, random_rows(self.data, k_data), k_fit)
+        planner = AGENT.planner
+        shooting = replace(planner, search=RandomShooting(candidates=sum(planner.search.populations)))
+        arms: dict[str, tuple[PETS, Predictor]] = {
+            "CEM, true dynamics": (AGENT, TruePendulum()),
+            "CEM, learnt model": (AGENT, model),
+            "random shooting": (replace(AGENT, planner=shooting), model),
+            "CEM, horizon 5": (replace(AGENT, planner=replace(planner, horizon=5)), model),
+        }
+        found = {arm: play(system, model, self.episodes, k_play) for arm, (system, model) in arms.items()}
+        return {**found, "random actions": episode_returns(random_episodes(self.episodes, k_play)).tolist()}
+
+
+@dataclass(frozen=True)
+class Compounding:
+    """Root mean squared error of the observation after 1 … `horizon` steps without looking, by episodes of data."""
+
+    data: tuple[int, ...] = (1, 10)
+    horizon: int = 50
+    trajectories: int = 100
+
+    def __call__(self, seed: int) -> Measured:
+        """Means over members and over the beginnings of episodes that were not learnt from."""
+        k_data, k_fit, k_test = jax.random.split(jax.random.key(seed), 3)
+        test = random_episodes(self.trajectories, k_test)
+        obs = jnp.concatenate([test.obs[:1], test.next_obs[: self.horizon]])
+        errors = jax.vmap(partial(open_loop_errors, WORLD), in_axes=(None, 1, 1))
+        found = {}
+        for episodes in self.data:
+            rows = jax.tree.map(lambda x, n=episodes: x[: 200 * n], random_rows(max(self.data), k_data))
+            model = learn(AGENT.model, rows, k_fit)
+            error = jnp.mean(errors(model, obs, test.action[: self.horizon]), axis=(0, 1))
+            found[f"{200 * episodes:,} transitions"] = error.tolist()
+        return found
+
+
+@dataclass(frozen=True)
+class Exploitation:
+    """Promised minus kept return of open-loop sequences; the data's torques reach `reach` of what planning may use."""
+
+    reach: float = 0.25
+    data: int = 10
+    starts: int = 100
+
+    def __call__(self, seed: int) -> Measured:
+        """Of random and of planned sequences, before and after one planned episode joins the data."""
+        k_data, k_fit, k_start, k_more, k_test = jax.random.split(jax.random.key(seed), 5)
+        rows = random_rows(self.data, k_data, self.reach)
+        model = learn(AGENT.model, rows, k_fit)
+        starts = random_episodes(self.starts, k_start).obs[0]
+        found = {}
+        for round_, label in enumerate(("", ", after 1 planned episode")):
+            if round_:
+                more = flat(planned_episodes(AGENT, model, 1, k_more))
+                rows = jax.tree.map(lambda *x: jnp.concatenate(x), rows, more)
+                model = learn(AGENT.model, rows, k_fit)
+            for kind, planned in (("random sequences", False), ("planned sequences", True)):
+                found[kind + label] = optimism(model, starts, planned, k_test).tolist()
+        return found
+
+
+@dataclass(frozen=True)
+class FewData:
+    """Mean return of planned episodes by the number of random transitions that were learnt from."""
+
+    transitions: tuple[int, ...] = (50, 100, 200)
+    episodes: int = 5
+
+    def __call__(self, seed: int) -> Measured:
+        """Five networks or one, everything else alike."""
+        k_data, k_fit, k_play = jax.random.split(jax.random.key(seed), 3)
+        rows = random_rows(1, k_data)
+        single = replace(AGENT, model=replace(AGENT.model, members=1, elites=1))
+        found = {}
+        for arm, system in {"ensemble of 5": AGENT, "single network": single}.items():
+            returns = []
+            for count in self.transitions:
+                model = learn(system.model, jax.tree.map(lambda x, n=count: x[:n], rows), k_fit)
+                returns.append(sum(play(system, model, self.episodes, k_play)) / self.episodes)
+            found[arm] = returns
+        return found
+
+
+@partial(jax.jit, static_argnums=2)
+def optimism(model: Any, starts: Float[Array, "n obs"], planned: bool, key: PRNGKeyArray) -> Float[Array, "n"]:
+    """What a model promises for a sequence of AGENT's horizon minus what the true dynamics pay for it."""
+    planner = AGENT.planner
+
+    def one(obs: Array, key: PRNGKeyArray) -> Array:
+        k_search, k_promise = jax.random.split(key)
+        promise = partial(sequence_returns, WORLD, model, obs, particles=AGENT.particles, mode=AGENT.propagation)
+        sequence = jax.random.uniform(k_search, (planner.horizon, 1), minval=-1, maxval=1)
+        if planned:
+            found = maximise(planner.search, promise, planner.init((1,), -1.0, 1.0), k_search)
+            sequence = planner.search.solution(found)
+        kept = sequence_returns(WORLD, TruePendulum(), obs, sequence[None], k_promise, 1)[0]
+        return promise(sequence[None], k_promise)[0] - kept
+
+    return jax.lax.map(lambda each: one(*each), (starts, jax.random.split(key, starts.shape[0])))
+
+
+# ------------------------------------------------------------------------------------------ collecting and learning
+
+
+@partial(jax.jit, static_argnums=0)
+def random_episodes(count: int, key: PRNGKeyArray, reach: float | Array = 1.0) -> Transition:
+    """Episodes [200, count] of actions uniform in ± `reach`."""
+
+    def act(reach: Array, carry: Any, timestep: TimeStep, key: PRNGKeyArray) -> tuple[Array, Any, tuple[()]]:
+        return jax.random.uniform(key, (1,), minval=-reach, maxval=reach), carry, ()
+
+    return COLLECTOR.episodes(act, reach, (), OneTask(count).enumerate(), key)
+
+
+def random_rows(episodes: int, key: PRNGKeyArray, reach: float = 1.0) -> Transition:
+    """The transitions [200 × episodes] of random episodes, one after the other."""
+    return flat(random_episodes(episodes, key, reach))
+
+
+def planned_episodes(system: PETS, model: Predictor, count: int, key: PRNGKeyArray) -> Transition:
+    """Episodes [200, count] that a system plans in a model; the starts depend on `count` and the key alone."""
+    return _player(system, count)(model, key)
+
+
+@cache
+def _player(system: PETS, count: int) -> Any:
+    """Compiled once for each system and kind of model."""
+
+    @jax.jit
+    def plan(model: Any, key: PRNGKeyArray) -> Transition:
+        return system.trial(Params(model, jnp.bool_(False)), COLLECTOR, OneTask(count).enumerate(), key)[0]
+
+    return plan
+
+
+def play(system: PETS, model: Predictor, count: int, key: PRNGKeyArray) -> list[float]:
+    """Returns of planned episodes."""
+    return episode_returns(planned_episodes(system, model, count, key)).tolist()
+
+
+def flat(episodes: Transition) -> Transition:
+    """Episodes [T, B] as rows [B T], episode after episode."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), episodes)
+
+
+@partial(jax.jit, static_argnums=0)
+def learn(model: GaussianEnsemble, rows: Transition, key: PRNGKeyArray) -> Ensemble:
+    """A model of the pendulum, from nothing."""
+    k_init, k_fit = jax.random.split(key)
+    return go_on(FIT, fits.init(model, 4, 3, k_init), rows, rows.reward.shape[0], k_fit, model).ensemble
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def go_on(
+    settings: Fit,
+    state: FitState,
+    rows: Transition,
+    count: int | Array,
+    key: PRNGKeyArray,
+    model: GaussianEnsemble = AGENT.model,
+) -> FitState:
+    """Fit a model to the first `count` rows."""
+    inputs = jax.vmap(WORLD.inputs)(rows.obs, rows.action)
+    targets = jax.vmap(WORLD.targets)(rows.obs, rows.reward, rows.next_obs)
+    return fits.fit(settings, model, state, inputs, targets, count, key)[0]
