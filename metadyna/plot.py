@@ -71,7 +71,7 @@ def learning_curves(
 
 def lines(
     arms: Mapping[str, np.ndarray],
-    x: Sequence[float],
+    x: Sequence[int],
     out: Path,
     title: str = "",
     xlabel: str = "",

@@ -1,15 +1,19 @@
 """Clips: every step of every episode is shown, and the record says what was done."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from metadyna import clip
+from metadyna import cli, clip, film
+from metadyna.envs import draw_control, make
 from metadyna.envs.gridworld import Action
 from metadyna.errors import UserError
-from tests.tiny import compiled_once, trained  # noqa: F401
+from metadyna.types import Transition
+from tests.tiny import compiled_once, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -17,8 +21,8 @@ FRAME_MS = int(1000 * clip.FRAME_SECONDS)
 
 
 def test_a_clip_shows_every_step_of_both_episodes(tmp_path, monkeypatch):
-    captions, draw = [], clip._captioned
-    monkeypatch.setattr(clip, "_captioned", lambda image, *words: captions.append(words) or draw(image, *words))
+    captions, draw = [], clip.captioned
+    monkeypatch.setattr(clip, "captioned", lambda image, *words: captions.append(words) or draw(image, *words))
     shown = clip.render(trained(), tmp_path / "new" / "clip.gif", task=5, size=80)
     explore, execute = shown["episodes"]
     assert captions[0] == ("1. exploration (goal unknown)", "start")
@@ -28,7 +32,7 @@ def test_a_clip_shows_every_step_of_both_episodes(tmp_path, monkeypatch):
     assert captions[-1][1].endswith(f"return {execute['return']:+.1f}")
     # A GIF keeps equal neighbours as one longer frame: here the pause at the end of each episode.
     with Image.open(tmp_path / "new" / "clip.gif") as image:
-        assert image.size == (80, 80 + clip.CAPTION_HEIGHT)
+        assert image.size == (80, 80 + film.CAPTION_HEIGHT)
         durations = [frame.info["duration"] for frame in ImageSequence.Iterator(image)]
         assert image.info["loop"] == 0
     assert len(durations) == len(captions)
@@ -69,3 +73,105 @@ def test_a_clip_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*clip\.gif: "):
         clip.render(trained(), tmp_path / "file" / "clip.gif", size=40)
+
+
+# --- what moves by itself
+
+
+def gif(path):
+    """Its frames, how long they stay, and which are palettes' colours in all."""
+    with Image.open(path) as image:
+        assert image.info["loop"] == 0
+        return [(np.asarray(frame.convert("RGB")), frame.info["duration"]) for frame in ImageSequence.Iterator(image)]
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "stay"), [("pendulum", (360, 416), 50), ("inverted-pendulum", (360, 326), 40)]
+)
+def test_the_command_line_films_a_trained_agent(task, size, stay, tmp_path, capsys):
+    result, out = trained(tiny("sac", task)), tmp_path / "new" / "clip.gif"
+    index = {"pendulum": 10, "inverted-pendulum": 5}[task]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["render", str(result.folder), "--out", str(out), "--seconds", "0.6", "--json"])
+    printed, complained = capsys.readouterr()
+    assert (stop.value.code, complained) == (0, "")
+    shown = json.loads(printed)
+    (episode,) = shown["episodes"]
+    assert shown == {"out": str(out), "task": index, "episodes": [episode]}
+    assert episode.keys() == {"name", "length", "return"}
+    frames = gif(out)
+    assert all(image.shape == (size[1], size[0], 3) for image, _ in frames)
+    assert len({image.tobytes() for image, _ in frames}) == len(frames)
+    steps = min(episode["length"], round(600 / stay))
+    assert [stays for _, stays in frames] == [stay] * steps + [1000 * film.PAUSE_SECONDS]
+    assert len(np.unique(np.concatenate([image.reshape(-1, 3) for image, _ in frames]), axis=0)) <= film.COLOURS
+    assert out.stat().st_size < 30_000 * len(frames)
+    with pytest.raises(SystemExit):
+        cli.main(["render", str(result.folder), "--out", str(out), "--seconds", "0.1"])
+    printed, _ = capsys.readouterr()
+    assert printed == f"episode: {episode['length']} steps, return {episode['return']:.1f}\n{out}\n"
+
+
+def test_the_record_of_a_film_is_what_evaluation_sees(tmp_path):
+    """The problem is deterministic, and its task the number of an episode; starts are the evaluation's own."""
+    result = trained(tiny("sac"))
+    shown = [clip.render(result, tmp_path / "clip.gif", task=task, size=60, seconds=0.05) for task in (3, 3, 4)]
+    one, again, other = (s["episodes"][0] for s in shown)
+    assert one == again
+    assert one["length"] == other["length"] == 200
+    assert one["return"] != other["return"]
+
+
+def episode_of(rewards, last):
+    """A padded episode of one task that moves a pendulum through 0, 1, 2, ..."""
+    steps = len(rewards)
+    states = draw_control.ControlState(jnp.zeros((steps + 1, 1, 2)).at[:, 0, 0].set(jnp.arange(steps + 1.0)), None)
+    zeros = jnp.zeros((steps, 1))
+    rewards = jnp.array(rewards, jnp.float32)[:, None]
+    return states, Transition(zeros, zeros[..., None], rewards, zeros, zeros, jnp.arange(steps)[:, None] == last)
+
+
+@pytest.mark.parametrize(
+    ("period", "seconds", "shown", "stay"),
+    [
+        (0.05, 0.15, [0, 1, 2, 3], [50, 50, 50, 1000]),
+        (0.05, 9.0, [0, 1, 2, 3, 4, 5, 6], [50] * 6 + [1000]),
+        (0.02, 9.0, [0, 2, 4, 6], [40, 40, 40, 1000]),
+        (0.015, 9.0, [0, 3, 6], [40, 50, 1000]),
+        (0.008, 9.0, [0, 6], [50, 1000]),
+        (0.02, 0.05, [0, 2], [40, 1000]),
+        (0.02, 0.06, [0, 2, 3], [40, 20, 1000]),
+        (0.1, 0.01, [0, 1], [100, 1000]),
+    ],
+)
+def test_films_run_at_the_speed_of_what_they_show(period, seconds, shown, stay, monkeypatch):
+    seen, captions, draw = [], [], film.captioned
+    monkeypatch.setattr(film, "captioned", lambda image, *words: captions.append(words) or draw(image, *words))
+
+    def drawn(task, state, action, size):
+        assert task == "task"
+        assert (action is None) == (state.physics[0] == 0)
+        seen.append(int(state.physics[0]))
+        return np.full((size, size, 3), 30 * seen[-1], np.uint8)
+
+    states, episode = episode_of([1, 2, 3, 4, 5, 6, 100, 100], last=5)
+    states = states._replace(time=states.physics[..., 0])
+    take = film.shoot(film.Camera(period, drawn), "task", states, episode, "title", 20, seconds)
+    assert seen[3:] == shown  # the first three are for the palette
+    assert take.milliseconds == stay
+    assert take.record == {"length": 6, "return": 21.0}
+    totals = np.cumsum([0, 1, 2, 3, 4, 5, 6])
+    assert captions[3:] == [("title", f"{step * period:.1f} s   return {totals[step]:+.1f}") for step in shown]
+    assert all(frame.mode == "P" for frame in take.frames)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_a_film_needs_a_length(seconds, tmp_path):
+    with pytest.raises(UserError, match=rf"^seconds must be above 0, not {seconds:g}$"):
+        clip.render(trained(), tmp_path / "clip.gif", seconds=seconds)
+
+
+def test_other_environments_have_no_picture():
+    told = r"^there is no picture of gym::Pendulum-v1: [^\n]* can be rendered, but no other environments$"
+    with pytest.raises(UserError, match=told):
+        film.camera(make("gym::Pendulum-v1").env, "gym::Pendulum-v1")

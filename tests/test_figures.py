@@ -2,13 +2,13 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from metadyna.errors import UserError
 from metadyna.experiments import figures
-from metadyna.experiments.figures import Experiment
+from metadyna.experiments.figures import Experiment, Measurement
 from tests.tiny import TINY, compiled_once  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -63,3 +63,48 @@ def test_the_budgets_of_every_figure_name_their_experiments_apart():
     names = [each.name for figure in figures.FIGURES.values() for each in figure.budgets.values()]
     assert len(set(names)) == len(names)
     assert all(figures.find(name, budget) for name in figures.FIGURES for budget in figures.FIGURES[name].budgets)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Two arms of three numbers each."""
+
+    scale: float = 1.0
+
+    def __call__(self, seed):
+        calls.append(seed)
+        return {"first": [self.scale * seed, 1.0, 2.0], "second": [3.0, 4.0, 5.0 + seed]}
+
+
+calls = []
+
+
+@pytest.mark.parametrize("x", [None, (1, 2, 4)])
+def test_a_measurement_is_made_once_per_seed_drawn_and_tabulated(x, tmp_path):
+    calls.clear()
+    measurement = Measurement("squares", "Squares", Squares(), 2, "value", x, "time")
+    written = figures.reproduce(measurement, tmp_path)
+    assert [path.name for path in written] == ["squares.png", "squares.csv"]
+    assert all(path.stat().st_size for path in written)
+    assert figures.reproduce(measurement, tmp_path, seeds=3) == written
+    assert calls == [0, 1, 2]  # what was measured is not measured again
+    with written[1].open() as file:
+        table = list(csv.DictReader(file))
+    if x is None:
+        assert [(row["arm"], row["seeds"], float(row["mean"])) for row in table] == [
+            ("first", "3", pytest.approx(4 / 3, abs=1e-3)),
+            ("second", "3", pytest.approx(13 / 3, abs=1e-3)),
+        ]
+    else:
+        assert [row["x"] for row in table] == ["1", "2", "4"] * 2
+        assert float(table[0]["mean"]) == pytest.approx(1.0)
+    record = json.loads((tmp_path / "squares" / "seed-2.json").read_text())
+    assert record["measured"]["second"] == [3.0, 4.0, 7.0]
+    assert "python" in record["environment"]["versions"]
+
+
+def test_a_measurement_with_other_settings_is_refused(tmp_path):
+    measurement = Measurement("squares", "Squares", Squares(), 2, "value")
+    figures.reproduce(measurement, tmp_path)
+    with pytest.raises(UserError, match=r"was measured with Squares\(scale=1.0\), not Squares\(scale=2.0\)"):
+        figures.reproduce(replace(measurement, measure=Squares(2.0)), tmp_path)

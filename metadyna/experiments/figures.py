@@ -38,7 +38,7 @@ class Measurement:
     measure: Callable[[int], dict[str, list[float]]]
     seeds: int
     ylabel: str
-    x: Sequence[float] | None = None
+    x: Sequence[int] | None = None
     xlabel: str = ""
     log: bool = False
     """Whether the values' axis is logarithmic."""

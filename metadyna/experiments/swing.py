@@ -83,7 +83,8 @@ class Trials:
         for trial, key in enumerate(keys):
             k_fit, k_play = jax.random.split(key)
             at = 200 * (trial + 1)
-            state = go_on(replace(FIT, max_updates=600) if trial else FIT, state, data, at, k_fit)
+            settings = replace(FIT, max_updates=600) if trial else FIT
+            state = go_on(settings, AGENT.model, state, data, at, k_fit)
             lived = planned_episodes(AGENT, state.ensemble, 1, k_play)
             data = jax.tree.map(lambda old, new, at=at: old.at[at : at + 200].set(new), data, flat(lived))
             found["PETS"] += episode_returns(lived).tolist()
@@ -209,7 +210,7 @@ def optimism(model: Any, starts: Float[Array, "n obs"], planned: bool, key: PRNG
 def random_episodes(count: int, key: PRNGKeyArray, reach: float | Array = 1.0) -> Transition:
     """Episodes [200, count] of actions uniform in ± `reach`."""
 
-    def act(reach: Array, carry: Any, timestep: TimeStep, key: PRNGKeyArray) -> tuple[Array, Any, tuple[()]]:
+    def act(reach: float | Array, carry: Any, timestep: TimeStep, key: PRNGKeyArray) -> tuple[Array, Any, tuple[()]]:
         return jax.random.uniform(key, (1,), minval=-reach, maxval=reach), carry, ()
 
     return COLLECTOR.episodes(act, reach, (), OneTask(count).enumerate(), key)
@@ -246,21 +247,15 @@ def flat(episodes: Transition) -> Transition:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), episodes)
 
 
-@partial(jax.jit, static_argnums=0)
 def learn(model: GaussianEnsemble, rows: Transition, key: PRNGKeyArray) -> Ensemble:
     """A model of the pendulum, from nothing."""
     k_init, k_fit = jax.random.split(key)
-    return go_on(FIT, fits.init(model, 4, 3, k_init), rows, rows.reward.shape[0], k_fit, model).ensemble
+    return go_on(FIT, model, fits.init(model, 4, 3, k_init), rows, rows.reward.shape[0], k_fit).ensemble
 
 
-@partial(jax.jit, static_argnums=(0, 5))
+@partial(jax.jit, static_argnums=(0, 1))
 def go_on(
-    settings: Fit,
-    state: FitState,
-    rows: Transition,
-    count: int | Array,
-    key: PRNGKeyArray,
-    model: GaussianEnsemble = AGENT.model,
+    settings: Fit, model: GaussianEnsemble, state: FitState, rows: Transition, count: int | Array, key: PRNGKeyArray
 ) -> FitState:
     """Fit a model to the first `count` rows."""
     inputs = jax.vmap(WORLD.inputs)(rows.obs, rows.action)
