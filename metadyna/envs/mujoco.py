@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int32, UInt32
 from mujoco import rollout
 
+from metadyna.errors import UserError
 from metadyna.types import Box, EnvSpec, HostEnv, TimeStep
 
 FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -220,9 +221,9 @@ class HostRobot(HostEnv):
         self.period = self.model.opt.timestep * self.frame_skip
         low, high = self.model.actuator_ctrlrange.T
         self._middle, self._half = (low + high) / 2, (high - low) / 2
-        threads = os.cpu_count() or 1
-        self._pool = rollout.Rollout(nthread=threads)
-        self._data = [mujoco.MjData(self.model) for _ in range(threads)]
+        self._threads = os.cpu_count() or 1
+        self._pool = rollout.Rollout(nthread=self._threads)
+        self._data = [mujoco.MjData(self.model) for _ in range(self._threads)]
         self._size = mujoco.mj_stateSize(self.model, FULL)
         example = robot.observe(self._reading(self._start(np.random.default_rng(0))[None]))
         self._spec = EnvSpec(Box(example.shape[1:]), Box((self.model.nu,), -1.0, 1.0), self.horizon)
@@ -260,15 +261,32 @@ class HostRobot(HostEnv):
         return state, TimeStep(obs, zeros, zeros + 1, np.ones(batch, bool), np.zeros(batch, bool), nothing)
 
     def step(self, tasks: Any, state: Snapshot, action: Float[np.ndarray, "B actions"]) -> tuple[Snapshot, TimeStep]:
-        """Advance all copies by one control period. Actions outside [-1, 1] are clipped."""
+        """Advance all copies by one control period. Actions outside [-1, 1] are clipped; others must be finite."""
         del tasks
         batch = len(state.time)
+        if action.shape != (batch, self.model.nu):  # what follows does not look
+            raise UserError(f"{self.robot.xml}: actions are {action.shape}; they must be ({batch}, {self.model.nu})")
+        if not np.isfinite(action).all():
+            bad = np.flatnonzero(~np.isfinite(action).all(axis=1))[0]
+            step, sent = state.time[bad] + 1, action[bad].tolist()
+            raise UserError(f"{self.robot.xml}: the agent's action at step {step} is not finite: {sent}")
         action = np.clip(action, -1, 1)
         command = self._middle + self._half * action.astype(np.float64)
         old = state.physics.view(np.float64)
         states = np.empty((batch, self.frame_skip, self._size))
         controls = np.repeat(command[:, None], self.frame_skip, axis=1)
-        self._pool.rollout(self.model, self._data, old, controls, state=states)
+        # Shapes are right by now, and checking them again takes as long as some robots' physics. Threads take few large
+        # shares: waking them for every copy costs more than an uneven end.
+        self._pool.rollout(
+            [self.model] * batch,
+            self._data,
+            old,
+            controls,
+            state=states,
+            skip_checks=True,
+            nstep=self.frame_skip,
+            chunk_size=max(1, batch // (2 * self._threads)),
+        )
         physics = np.ascontiguousarray(states[:, -1])
         before, now = self._reading(old), self._reading(physics)
         obs = self.robot.observe(now)

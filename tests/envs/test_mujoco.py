@@ -11,6 +11,7 @@ import pytest
 
 from metadyna.envs import ROBOT_NAMES
 from metadyna.envs.mujoco import ROBOTS, HostRobot, Snapshot
+from metadyna.errors import UserError
 from metadyna.types import HostEnv, Known
 
 ALONE = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0}
@@ -398,3 +399,34 @@ def test_actions_are_clipped():
     one = env.step(None, state, np.array([[7.0, -7.0, 0.5]], np.float32))
     other = env.step(None, state, np.array([[1.0, -1.0, 0.5]], np.float32))
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_action_that_is_not_finite_is_refused_with_its_step(bad):
+    env = robot("hopper")
+    state, _ = start(env, 2)
+    state, _ = env.step(None, state, actions(env, 2))
+    broken = actions(env, 2)
+    broken[1, 0] = bad
+    with pytest.raises(UserError, match=rf"hopper.xml: the agent's action at step 2 is not finite: \[{bad}"):
+        env.step(None, state, broken)
+
+
+def test_actions_of_another_size_are_refused():
+    env = robot("hopper")
+    state, _ = start(env, 2)
+    with pytest.raises(UserError, match=r"actions are \(2, 2\); they must be \(2, 3\)"):
+        env.step(None, state, np.zeros((2, 2), np.float32))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 16])
+def test_copies_do_not_depend_on_their_number(batch):
+    """Threads share the copies out in pieces; which piece a copy is in must not matter."""
+    env = robot("walker2d")
+    state, _ = start(env, 16)
+    commands = actions(env, 4, 16)
+    few = Snapshot(*(x[:batch] for x in state))
+    for now in commands:
+        state, _ = env.step(None, state, now)
+        few, _ = env.step(None, few, now[:batch])
+    np.testing.assert_array_equal(state.physics[:batch], few.physics)
