@@ -35,7 +35,7 @@ USAGE = """usage: metadyna VERB ...
   resume DIR                 go on where a run stopped
   evaluate DIR               let the agent adapt to every task of a split
   plot DIR... --out F.png    learning curves; runs that differ only in their seed are one arm
-  render DIR --out F.gif     watch one task: the exploration episode, then the one it enabled
+  render DIR --out F.gif     watch the agent on one task, episode after episode
   inspect DIR                step, settings, versions, machine and hash of a run
   reproduce FIGURE           run an experiment and draw its figure
   doctor                     check this machine and installation
@@ -352,9 +352,10 @@ def _render(words: list[str]) -> int:
         task: int | None = None,
         seed: int = 0,
         split: str = "test",
+        seconds: float = 10.0,
         json: bool = False,
-    ) -> tuple[Path, Path, int | None, int, str, bool]:
-        """Watch an agent adapt to one task: the exploration episode, then the execution episode it enabled.
+    ) -> tuple[Path, Path, int | None, int, str, float, bool]:
+        """Watch an agent on one task, episode after episode: grids, control problems and robots.
 
         Args:
             folder: A run folder.
@@ -362,19 +363,22 @@ def _render(words: list[str]) -> int:
             task: Index of the task in its split; default the middle one.
             seed: Which of the run's seeds acts, counted from 0.
             split: train or test.
-            json: Print what is shown as JSON, with every board as text.
+            seconds: How much of each episode is shown; grids are always shown to the end.
+            json: Print what is shown as JSON; of grids with every board as text.
         """
-        return folder, out, task, seed, split, json
+        return folder, out, task, seed, split, seconds, json
 
-    folder, target, task, seed, split, as_json = _parse(render, "render", words)
+    folder, target, task, seed, split, seconds, as_json = _parse(render, "render", words)
     runinfo.enable_compilation_cache()
-    shown = clip.render(run.load(folder), target, task, seed, split)
+    shown = clip.render(run.load(folder), target, task, seed, split, seconds=seconds)
     if as_json:
         print(json.dumps(shown, indent=2))
         return 0
     for episode in shown["episodes"]:
         score = f", return {episode['return']:.1f}" if "return" in episode else ""
-        print(f"{episode['name']}: {' '.join(episode['actions']).lower()} ({episode['length']} steps{score})")
+        told = f"{episode['length']} steps{score}"
+        actions = " ".join(episode.get("actions", ())).lower()
+        print(f"{episode['name']}: {actions} ({told})" if actions else f"{episode['name']}: {told}")
     print(target)
     return 0
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageSequence
 
 from metadyna import cli, clip, film
-from metadyna.envs import draw_control, make
+from metadyna.envs import make
+from metadyna.envs.control import ControlState
 from metadyna.envs.gridworld import Action
 from metadyna.errors import UserError
 from metadyna.types import Transition
@@ -79,7 +80,7 @@ def test_a_clip_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def gif(path):
-    """Its frames, how long they stay, and which are palettes' colours in all."""
+    """Its frames, and for how long they stay."""
     with Image.open(path) as image:
         assert image.info["loop"] == 0
         return [(np.asarray(frame.convert("RGB")), frame.info["duration"]) for frame in ImageSequence.Iterator(image)]
@@ -112,20 +113,25 @@ def test_the_command_line_films_a_trained_agent(task, size, stay, tmp_path, caps
     assert printed == f"episode: {episode['length']} steps, return {episode['return']:.1f}\n{out}\n"
 
 
-def test_the_record_of_a_film_is_what_evaluation_sees(tmp_path):
-    """The problem is deterministic, and its task the number of an episode; starts are the evaluation's own."""
+def test_the_task_decides_what_is_filmed(tmp_path):
     result = trained(tiny("sac"))
     shown = [clip.render(result, tmp_path / "clip.gif", task=task, size=60, seconds=0.05) for task in (3, 3, 4)]
+    assert [s["task"] for s in shown] == [3, 3, 4]
     one, again, other = (s["episodes"][0] for s in shown)
     assert one == again
     assert one["length"] == other["length"] == 200
     assert one["return"] != other["return"]
+    with pytest.raises(UserError, match="task 20 is out of range; the test split has tasks 0 to 19"):
+        clip.render(result, tmp_path / "clip.gif", task=20)
+    with pytest.raises(UserError, match=r"cannot write .*clip\.gif: "):
+        clip.render(result, tmp_path / "clip.gif" / "clip.gif", size=60, seconds=0.05)
 
 
 def episode_of(rewards, last):
-    """A padded episode of one task that moves a pendulum through 0, 1, 2, ..."""
+    """A padded episode of one task that goes through the states 0, 1, 2, ..."""
     steps = len(rewards)
-    states = draw_control.ControlState(jnp.zeros((steps + 1, 1, 2)).at[:, 0, 0].set(jnp.arange(steps + 1.0)), None)
+    time = jnp.arange(steps + 1)[:, None]
+    states = ControlState(time[..., None].astype(jnp.float32), time)
     zeros = jnp.zeros((steps, 1))
     rewards = jnp.array(rewards, jnp.float32)[:, None]
     return states, Transition(zeros, zeros[..., None], rewards, zeros, zeros, jnp.arange(steps)[:, None] == last)
@@ -155,7 +161,6 @@ def test_films_run_at_the_speed_of_what_they_show(period, seconds, shown, stay, 
         return np.full((size, size, 3), 30 * seen[-1], np.uint8)
 
     states, episode = episode_of([1, 2, 3, 4, 5, 6, 100, 100], last=5)
-    states = states._replace(time=states.physics[..., 0])
     take = film.shoot(film.Camera(period, drawn), "task", states, episode, "title", 20, seconds)
     assert seen[3:] == shown  # the first three are for the palette
     assert take.milliseconds == stay

@@ -57,12 +57,12 @@ def test_every_robot_has_a_picture_that_shows_how_it_stands(name):
         assert (joint != image).any()
 
 
-def shown(image, view, point, eye=None):
+def shown(image, view, point):
     """The colour at the pixel where a pinhole camera shows a point; both angles as of MuJoCo's free camera."""
     azimuth, elevation = np.deg2rad([view.azimuth, view.elevation])
     forward = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
     right = np.array([np.sin(azimuth), -np.cos(azimuth), 0])
-    offset = np.array(point) - (np.array(view.centre) - view.distance * forward if eye is None else eye)
+    offset = np.array(point) - (np.array(view.centre) - view.distance * forward)
     scale = image.shape[1] / 2 / np.tan(np.deg2rad(20)) / (offset @ forward)
     column = image.shape[1] / 2 + scale * (offset @ right)
     row = image.shape[0] / 2 - scale * (offset @ np.cross(right, forward))
