@@ -22,7 +22,6 @@ from metadyna.errors import UserError, unknown
 from metadyna.types import Family, TaskDistribution
 
 DISTRACTION_STRIDE = 11  # the published code trains on every eleventh problem
-EVALUATION_EPISODES = 10  # on simulators, where they take time
 COOKING_TEST_PROBLEM = 10  # the published code's; the paper says 11, but its optimum is that of 10
 
 
@@ -56,7 +55,7 @@ def _robot(robot: str) -> Family:
     # Loading MuJoCo takes longer than starting to train may, so only who asks for a robot pays for it.
     from metadyna.envs.mujoco import ROBOTS, HostRobot
 
-    return Family(robot, HostRobot(ROBOTS[robot]), OneTask(), OneTask(EVALUATION_EPISODES), references=dict)
+    return Family(robot, HostRobot(ROBOTS[robot]), OneTask(), OneTask(), references=dict)
 
 
 ROBOT_NAMES = (
@@ -102,7 +101,7 @@ def make(name: str) -> Family:
     if name.startswith("gym:"):
         from metadyna.envs.gym import from_name
 
-        return Family(name, from_name(name), OneTask(), OneTask(EVALUATION_EPISODES), references=dict)
+        return Family(name, from_name(name), OneTask(), OneTask(), references=dict)
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return TASKS[name]()
@@ -114,4 +113,4 @@ def register(name: str, factory: Callable[[], Any]) -> None:
 
     if name in TASKS:
         raise UserError(f"there is a task '{name}' already; choose another name")
-    TASKS[name] = lambda: Family(name, GymEnv(factory, name), OneTask(), OneTask(EVALUATION_EPISODES), references=dict)
+    TASKS[name] = lambda: Family(name, GymEnv(factory, name), OneTask(), OneTask(), references=dict)

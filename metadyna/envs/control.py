@@ -30,7 +30,7 @@ class Episode(NamedTuple):
 class OneTask:
     """The same MDP every time; a split is `episodes` of it, from starts of their own."""
 
-    episodes: int = 20
+    episodes: int = 10
 
     def sample(self, key: PRNGKeyArray) -> Episode:
         """Draw the number of one episode."""

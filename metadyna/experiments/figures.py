@@ -15,6 +15,9 @@ from metadyna.config import Config, to_dict
 from metadyna.errors import UserError, unknown
 from metadyna.experiments.presets import PRESETS
 from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
+from metadyna.models.fit import Fit
+from metadyna.systems.mbpo import MBPO
+from metadyna.systems.sac import SoftActorCritic
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,18 @@ def _sample_efficiency(name: str, seeds: int) -> Experiment:
     return Experiment(name, "Pendulum: return by environment steps", arms, seeds, log_steps=True)
 
 
+def _half_cheetah(name: str, seeds: int) -> Experiment:
+    base = replace(PRESETS["sac"]["paper"], steps=10_000, eval_every=1_000)
+    sac = SoftActorCritic(warmup=1_000, capacity=20_000)
+    mbpo = MBPO(warmup=1_000, fit=Fit(max_updates=1_000), capacity=20_000, retain=1)
+    arms = {
+        "MBPO, 20 updates per step": replace(base, system=mbpo, chunk=1),
+        "SAC, 1 update per step": replace(base, system=sac, chunk=500),
+        "SAC, 20 updates per step": replace(base, system=replace(sac, updates_per_step=20), chunk=500),
+    }
+    return Experiment(name, "HalfCheetah-v5: the first 10,000 steps", arms, seeds)
+
+
 PENDULUM_MBPO = replace(PRESETS["mbpo"]["quick"], task="pendulum", steps=5_000, eval_every=500)
 """MBPO with small networks, as on the inverted pendulum."""
 
@@ -275,6 +290,10 @@ FIGURES: Mapping[str, Figure] = {
     "rollout-length": Figure(
         "Short against long imagined branches of MBPO on the pendulum",
         {"quick": _rollout_length("rollout-length", 3), "full": _rollout_length("rollout-length-full", 10)},
+    ),
+    "half-cheetah-10k": Figure(
+        "MBPO and SAC on the half-cheetah at 10,000 steps",
+        {"quick": _half_cheetah("half-cheetah-10k", 3), "full": _half_cheetah("half-cheetah-10k-full", 10)},
     ),
     "sample-efficiency": Figure(
         "Model-based and model-free learning of the pendulum by environment steps",

@@ -10,6 +10,8 @@ from metadyna.improve.ppo import PPO
 from metadyna.improve.sac import SAC
 from metadyna.models.fit import Fit
 from metadyna.models.gaussian import GaussianEnsemble
+from metadyna.planning.mpc import MPC
+from metadyna.search.cem import CEM
 from metadyna.systems.dream import DREAM
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
@@ -112,6 +114,17 @@ SAC_PAPER = replace(
 PETS_QUICK = Config(system=PETS(), task="pendulum", steps=2_000, chunk=1, eval_every=400)
 """Ten episodes of swinging up a pendulum, the first of them random."""
 
+PETS_SWINGUP = replace(
+    PETS_QUICK,
+    system=PETS(
+        model=GaussianEnsemble(members=5, elites=5, widths=(128, 128), weight_decay=(1e-4, 1e-4, 1e-4)),
+        planner=MPC(search=CEM(population=200, elites=20, iterations=5), horizon=25),
+    ),
+    task="cartpole-swingup",
+    eval_every=2_000,
+)
+"""Swing a pole up on a cart, with wider networks and a longer search."""
+
 MPC_RS_QUICK = replace(PETS_QUICK, system=RandomShootingMPC())
 """The same with one deterministic network and random shooting."""
 
@@ -147,6 +160,9 @@ MBPO_QUICK = Config(
 )
 """Balance a pole on MuJoCo's cart, with small networks."""
 
+MBPO_PAPER = Config(system=MBPO(updates=40), task="half-cheetah", steps=400_000, chunk=4, eval_every=5_000)
+"""The authors' settings for the half-cheetah: 7 networks of 4 x 200, branches of one step, 40 updates per step."""
+
 PRESETS: Mapping[str, Mapping[str, Config]] = {
     "dream": {
         "smoke": SMOKE,
@@ -158,11 +174,11 @@ PRESETS: Mapping[str, Mapping[str, Config]] = {
         "code-ff": CODE_FF,
     },
     "sac": {"quick": SAC_QUICK, "paper": SAC_PAPER},
-    "pets": {"quick": PETS_QUICK},
+    "pets": {"quick": PETS_QUICK, "swingup": PETS_SWINGUP},
     "mpc-rs": {"quick": MPC_RS_QUICK},
     "ppo": {"quick": PPO_QUICK},
     "trpo": {"quick": TRPO_QUICK},
-    "mbpo": {"quick": MBPO_QUICK},
+    "mbpo": {"quick": MBPO_QUICK, "paper": MBPO_PAPER},
     "me-trpo": {"quick": METRPO_QUICK},
 }
 """Every preset by system; the task may be replaced."""
