@@ -36,9 +36,10 @@ types: install
 
 check: lint types test
 
-# One job at a time: rates are only comparable on an otherwise idle machine.
+# One job at a time: rates are only comparable on an otherwise idle machine. `make bench SB3=/path/to/python` compares
+# SAC with the Stable-Baselines3 2.9.2 of that Python (pip install torch stable-baselines3==2.9.2 "gymnasium[mujoco]").
 bench: install
-	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.bench $(if $(SB3),--sb3 $(SB3))
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
