@@ -84,7 +84,7 @@ def test_a_measurement_is_made_once_per_seed_drawn_and_tabulated(x, tmp_path):
     calls.clear()
     measurement = Measurement("squares", "Squares", Squares(), 2, "value", x, "time")
     written = figures.reproduce(measurement, tmp_path)
-    assert [path.name for path in written] == ["squares.png", "squares.csv"]
+    assert [path.name for path in written] == ["squares.png", "squares.csv", "squares.json"]
     assert all(path.stat().st_size for path in written)
     assert figures.reproduce(measurement, tmp_path, seeds=3) == written
     assert calls == [0, 1, 2]  # what was measured is not measured again
@@ -98,9 +98,10 @@ def test_a_measurement_is_made_once_per_seed_drawn_and_tabulated(x, tmp_path):
     else:
         assert [row["x"] for row in table] == ["1", "2", "4"] * 2
         assert float(table[0]["mean"]) == pytest.approx(1.0)
-    record = json.loads((tmp_path / "squares" / "seed-2.json").read_text())
-    assert record["measured"]["second"] == [3.0, 4.0, 7.0]
-    assert "python" in record["environment"]["versions"]
+    record = json.loads(written[2].read_text())
+    assert [each["seed"] for each in record["seeds"]] == [0, 1, 2]
+    assert record["seeds"][2]["measured"]["second"] == [3.0, 4.0, 7.0]
+    assert "python" in record["seeds"][2]["environment"]["versions"]
 
 
 def test_a_measurement_with_other_settings_is_refused(tmp_path):
@@ -108,3 +109,11 @@ def test_a_measurement_with_other_settings_is_refused(tmp_path):
     figures.reproduce(measurement, tmp_path)
     with pytest.raises(UserError, match=r"was measured with Squares\(scale=1.0\), not Squares\(scale=2.0\)"):
         figures.reproduce(replace(measurement, measure=Squares(2.0)), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+def test_a_damaged_measurement_is_named(content, tmp_path):
+    (tmp_path / "squares").mkdir()
+    (tmp_path / "squares" / "seed-0.json").write_text(content)
+    with pytest.raises(UserError, match=r"seed-0.json is damaged; remove it to measure again"):
+        figures.reproduce(Measurement("squares", "Squares", Squares(), 2, "value"), tmp_path)

@@ -128,29 +128,12 @@ def _record(
 
 def _measure(experiment: Measurement, folder: Path, seeds: int) -> list[Path]:
     """Measure every seed that has no file yet, then draw and tabulate all."""
-    measured = []
-    for seed in range(seeds):
-        place, started = folder / f"seed-{seed}.json", time.monotonic()
-        settings = repr(experiment.measure)
-        if not place.exists():
-            print(f"seed {seed}: {place}")
-            found = experiment.measure(seed)
-            folder.mkdir(parents=True, exist_ok=True)
-            minutes = round((time.monotonic() - started) / 60, 2)
-            record = {"settings": settings, "minutes": minutes, "measured": found}
-            place.write_text(json.dumps({**record, "environment": runinfo.environment_record()}, indent=2) + "\n")
-        record = json.loads(place.read_text())
-        if record["settings"] != settings:
-            raise UserError(
-                f"{place} was measured with {record['settings']}, not {settings}; remove it to measure again"
-            )
-        measured.append(record["measured"])
-    arms = {arm: np.array([each[arm] for each in measured]) for arm in measured[0]}
-    picture, table = folder / f"{experiment.name}.png", folder / f"{experiment.name}.csv"
+    each = [_measured(experiment, folder / f"seed-{seed}.json", seed) for seed in range(seeds)]
+    arms = {arm: np.array([one["measured"][arm] for one in each]) for arm in each[0]["measured"]}
+    picture, table, record = (folder / f"{experiment.name}.{kind}" for kind in ("png", "csv", "json"))
     if experiment.x is None:
-        plot.bars(
-            {arm: values.mean(axis=1) for arm, values in arms.items()}, picture, {}, experiment.title, experiment.ylabel
-        )
+        means = {arm: values.mean(axis=1) for arm, values in arms.items()}
+        plot.bars(means, picture, {}, experiment.title, experiment.ylabel)
     else:
         labels = experiment.title, experiment.xlabel, experiment.ylabel
         plot.lines(arms, experiment.x, picture, *labels, log=experiment.log)
@@ -161,9 +144,31 @@ def _measure(experiment: Measurement, folder: Path, seeds: int) -> list[Path]:
             columns = [("", values.mean(axis=1))] if experiment.x is None else zip(experiment.x, values.T, strict=True)
             for x, column in columns:
                 low, high = stats.bootstrap_interval(column, stats.mean)
-                each = " ".join(f"{value:.5g}" for value in column)
-                rows.writerow([arm, x, len(column), f"{np.mean(column):.5g}", f"{low:.5g}", f"{high:.5g}", each])
-    return [picture, table]
+                listed = " ".join(f"{value:.5g}" for value in column)
+                rows.writerow([arm, x, len(column), f"{np.mean(column):.5g}", f"{low:.5g}", f"{high:.5g}", listed])
+    record.write_text(json.dumps({"figure": experiment.name, "seeds": each}, indent=2) + "\n")
+    return [picture, table, record]
+
+
+def _measured(experiment: Measurement, place: Path, seed: int) -> dict[str, Any]:
+    """What was found for a seed, from its file if there is one."""
+    settings, started = repr(experiment.measure), time.monotonic()
+    if not place.exists():
+        print(f"seed {seed}: {place}")
+        found = {"seed": seed, "settings": settings, "measured": experiment.measure(seed)}
+        found |= {"minutes": round((time.monotonic() - started) / 60, 2), "environment": runinfo.environment_record()}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_suffix(".partial")  # whatever bears the name is complete
+        partial.write_text(json.dumps(found, indent=2) + "\n")
+        partial.replace(place)
+    try:
+        found = json.loads(place.read_text())
+        before = found["settings"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{place} is damaged; remove it to measure again") from None
+    if before != settings:
+        raise UserError(f"{place} was measured with {before}, not {settings}; remove it to measure again")
+    return found
 
 
 def _dream_bus(name: str, base: Config, seeds: int) -> Experiment:

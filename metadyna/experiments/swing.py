@@ -36,7 +36,7 @@ WORLD = known_world(PENDULUM)
 COLLECTOR = DeviceCollector(PENDULUM, OneTask())
 AGENT: Any = PETS_QUICK.system
 FIT = Fit(holdout=0.0, max_epochs=100_000, max_updates=2_000)
-"""2,000 updates at first, as on the card of the reduced PETS."""
+"""How a model is learnt from nothing."""
 
 
 class TruePendulum(eqx.Module):
