@@ -3,6 +3,7 @@
 """Speed of the control half: simulators, SAC beside Stable-Baselines3, model fitting, planning, MBPO."""
 
 import json
+import os
 import statistics
 import subprocess
 import time
@@ -67,11 +68,12 @@ def bench_stepping(copies: int = 16, steps: int = 250) -> dict[str, Any]:
     def ours() -> Any:
         return collector.collect(random_action, (), lived, jax.random.key(1), steps)
 
-    start = lived[1].physics.view(np.float64)
+    start = lived.env.physics.view(np.float64)
     controls = generator.uniform(-1, 1, (copies, steps * env.frame_skip, ROBOT_ACTIONS))
     states = np.empty((copies, steps * env.frame_skip, start.shape[1]))
-    data = [mujoco.MjData(env.model) for _ in range(2)]
-    pool = rollout.Rollout(nthread=2)
+    threads = os.cpu_count() or 1
+    data = [mujoco.MjData(env.model) for _ in range(threads)]
+    pool = rollout.Rollout(nthread=threads)
     assert start.shape[1] == mujoco.mj_stateSize(env.model, FULL)
 
     def raw() -> None:

@@ -107,7 +107,7 @@ class DeviceProgram(Program):
         return self._compiled(state, self._roots, self._limits)
 
     @functools.cached_property
-    def _compiled(self) -> Any:
+    def _compiled(self) -> jax.stages.Wrapped:
         return seeds.over_seeds(self._chunk, self.mesh, donate=True)
 
     @functools.cached_property

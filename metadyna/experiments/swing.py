@@ -258,6 +258,4 @@ def go_on(
     settings: Fit, model: GaussianEnsemble, state: FitState, rows: Transition, count: int | Array, key: PRNGKeyArray
 ) -> FitState:
     """Fit a model to the first `count` rows."""
-    inputs = jax.vmap(WORLD.inputs)(rows.obs, rows.action)
-    targets = jax.vmap(WORLD.targets)(rows.obs, rows.reward, rows.next_obs)
-    return fits.fit(settings, model, state, inputs, targets, count, key)[0]
+    return fits.fit(settings, model, state, *WORLD.examples(rows), count, key)[0]

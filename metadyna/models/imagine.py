@@ -114,6 +114,11 @@ class WorldModel:
         target = self.dynamics.target(obs, next_obs)
         return target if self.reward is not None else jnp.concatenate([reward[None], target])
 
+    def examples(self, rows: Transition) -> tuple[Float[Array, "n inputs"], Float[Array, "n outputs"]]:
+        """What the ensemble learns from transitions [n, ...]: its inputs and their targets."""
+        inputs = jax.vmap(self.inputs)(rows.obs, rows.action)
+        return inputs, jax.vmap(self.targets)(rows.obs, rows.reward, rows.next_obs)
+
     def decode(
         self, obs: Float[Array, "obs"], action: Float[Array, "action"], outputs: Float[Array, "outputs"]
     ) -> tuple[Float[Array, "obs"], Float[Array, ""], Bool[Array, ""]]:

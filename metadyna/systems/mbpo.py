@@ -164,12 +164,8 @@ class MBPO:
         k_fit, k_start, k_branch = jax.random.split(key, 3)
 
         def refresh() -> tuple[FitState, replay.Ring, dict[str, Array]]:
-            rows = state.real.items
-            inputs = jax.vmap(world.inputs)(rows.obs, rows.action)
-            targets = jax.vmap(world.targets)(rows.obs, rows.reward, rows.next_obs)
-            model, metrics = fits.fit(
-                self.fit, self.model, state.model, inputs, targets, replay.size(state.real), k_fit
-            )
+            examples, count = world.examples(state.real.items), replay.size(state.real)
+            model, metrics = fits.fit(self.fit, self.model, state.model, *examples, count, k_fit)
             starts = replay.sample(state.real, k_start, self.branches * self.refresh).obs
             imagined, rewards = self._imagine(world, model, state, starts, k_branch)
             metrics = {**metrics, "model/imagined_reward": rewards, "model/horizon": 1.0 * self.horizon(state.steps)}

@@ -162,10 +162,8 @@ class METRPO:
         first = jnp.concatenate([began[None], lived.last[:-1]])
         flat, first = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (lived._replace(extras=()), first))
         ring, starts = replay.add(state.real, flat), replay.add_where(state.starts, flat.obs, first)
-        rows = ring.items
-        inputs = jax.vmap(world.inputs)(rows.obs, rows.action)
-        targets = jax.vmap(world.targets)(rows.obs, rows.reward, rows.next_obs)
-        model, metrics = fits.fit(self.fit, self.model, state.model, inputs, targets, replay.size(ring), key)
+        examples, count = world.examples(ring.items), replay.size(ring)
+        model, metrics = fits.fit(self.fit, self.model, state.model, *examples, count, key)
         steps = state.steps + lived.reward.size
         state = state._replace(model=model, real=ring, starts=starts, steps=steps)
         return state, {name: Average.of(value) for name, value in metrics.items()}

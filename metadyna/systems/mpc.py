@@ -144,10 +144,8 @@ class PETS:
     ) -> tuple[FitState, replay.Ring, Int[Array, ""], Metrics]:
         """Store what was lived [T, B] and fit the model to all of it."""
         ring = replay.add(ring, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lived))
-        rows = ring.items
-        inputs = jax.vmap(world.inputs)(rows.obs, rows.action)
-        targets = jax.vmap(world.targets)(rows.obs, rows.reward, rows.next_obs)
-        model, metrics = fits.fit(self.fit, self.model, model, inputs, targets, replay.size(ring), key)
+        examples, count = world.examples(ring.items), replay.size(ring)
+        model, metrics = fits.fit(self.fit, self.model, model, *examples, count, key)
         steps = steps + self.collect * self.parallel
         return model, ring, steps, {name: Average.of(value) for name, value in metrics.items()}
 

@@ -21,7 +21,7 @@ from metadyna.models.imagine import (
     sequence_returns,
 )
 from metadyna.rollout import DeviceCollector, episode_lengths, episode_returns, valid_steps
-from metadyna.types import Box, EnvSpec, Known, TimeStep
+from metadyna.types import Box, EnvSpec, Known, TimeStep, Transition
 from tests.models.test_gaussian import constant
 
 KEY = jax.random.key(0)
@@ -398,3 +398,15 @@ def test_branches_of_many_tasks_at_once():
     for i in range(2):
         ensemble = jax.tree.map(lambda leaf, i=i: leaf[i], eqx.filter(ensembles, eqx.is_array))
         np.testing.assert_allclose(together[i], play(ensemble, sequences[i]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_examples_are_the_inputs_and_targets_of_every_row(knows):
+    world = WorldModel(reward=(lambda obs, action, next_obs: obs[0]) if knows else None)
+    obs, action, after = (jax.random.normal(jax.random.key(i), (5, n)) for i, n in enumerate((2, 1, 2)))
+    reward = jnp.arange(5.0)
+    rows = Transition(obs, 3 * action, reward, jnp.ones(5), after, jnp.zeros(5, bool), ())
+    inputs, targets = world.examples(rows)
+    np.testing.assert_array_equal(inputs, jnp.concatenate([obs, jnp.clip(3 * action, -1, 1)], axis=1))
+    change = after - obs
+    np.testing.assert_array_equal(targets, change if knows else jnp.concatenate([reward[:, None], change], axis=1))
