@@ -50,7 +50,7 @@ def main(
     if part in ("all", "control"):
         results["control"] = {
             "stepping": control.bench_stepping(),
-            "sac": control.bench_sac(peak, sb3),
+            "sac": {f"every_{n}": control.bench_sac(peak, sb3, n) for n in (1, 8)},
             "sac_updates": {f"2x{width}": control.bench_learner(peak, width) for width in (256, 512)},
             "fit": {name: control.bench_fit(peak, model) for name, model in control.ENSEMBLES.items()},
             "planner": control.bench_planner(peak),

@@ -105,12 +105,15 @@ def random_action(params: Any, carry: Any, timestep: TimeStep, key: jax.Array) -
     return jax.random.uniform(key, (ROBOT_ACTIONS,), minval=-1, maxval=1), carry, ()
 
 
-def bench_sac(peak: float, peer: Path | None, rounds: int = 3, steps: int = 1_000) -> dict[str, Any]:
+def bench_sac(peak: float, peer: Path | None, every: int, rounds: int = 3, steps: int = 1_000) -> dict[str, Any]:
     """SAC on HalfCheetah, 2 x 256, batch 256, one update per step: whole training, once warm.
+
+    `every` steps are taken, then as many updates made, by both.
 
     `peer` is a Python that has Stable-Baselines3: the two take turns, so that both meet the same machine.
     """
-    program = run.build(replace(PRESETS["sac"]["paper"], system=SoftActorCritic(warmup=1_000), chunk=steps))
+    system = SoftActorCritic(warmup=1_000, collect=every)
+    program = run.build(replace(PRESETS["sac"]["paper"], system=system, chunk=steps // every))
     state, _, _ = program.chunk(program.init())
     state, _, _ = program.chunk(state)  # compiles the updates' part where it was skipped
     ours, theirs = [], []
@@ -119,7 +122,9 @@ def bench_sac(peak: float, peer: Path | None, rounds: int = 3, steps: int = 1_00
         state, _, _ = jax.block_until_ready(program.chunk(state))
         ours.append(steps / (time.perf_counter() - started))
         if peer:
-            theirs.append(json.loads(subprocess.check_output([peer, PEER, str(steps)]))["steps_per_second"])
+            theirs.append(
+                json.loads(subprocess.check_output([peer, PEER, "speed", str(steps), str(every)]))["steps_per_second"]
+            )
     rate, flops = statistics.median(ours), sac_flops(SAC())
     result = {
         "steps_and_updates_per_second": round(rate, 1),

@@ -1,7 +1,8 @@
 # pyright: reportMissingImports=false
 """SAC of Stable-Baselines3 on HalfCheetah; run by a Python that has it. Never imported.
 
-`python sb3_sac.py STEPS` prints the rate of STEPS steps with one update each, after 1,000 without.
+`python sb3_sac.py speed STEPS EVERY` prints the rate of STEPS steps, after 1,000 without updates: EVERY steps, then as
+many updates.
 `python sb3_sac.py learn STEPS SEED OUT` trains and writes evaluations of 10 greedy episodes every 5,000 steps.
 """
 
@@ -30,10 +31,11 @@ class Clock(BaseCallback):
         return True
 
 
-def speed(steps: int) -> None:
+def speed(steps: int, every: int) -> None:
     """Rate once warm; the first tenth of the updates is left out."""
     clock, extra = Clock(), steps // 10
-    agent = SAC("MlpPolicy", gymnasium.make("HalfCheetah-v5"), learning_starts=WARMUP, seed=0, device="cpu")
+    cadence = {"train_freq": every, "gradient_steps": every, "learning_starts": WARMUP}
+    agent = SAC("MlpPolicy", gymnasium.make("HalfCheetah-v5"), **cadence, seed=0, device="cpu")
     agent.learn(WARMUP + extra + steps, callback=clock)
     rate = steps / (clock.times[-1] - clock.times[-1 - steps])
     print(json.dumps({"steps_per_second": rate, "threads": torch.get_num_threads()}))
@@ -59,4 +61,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "learn":
         learn(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     else:
-        speed(int(sys.argv[1]))
+        speed(int(sys.argv[2]), int(sys.argv[3]))

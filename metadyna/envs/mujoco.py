@@ -222,7 +222,7 @@ class HostRobot(HostEnv):
         low, high = self.model.actuator_ctrlrange.T
         self._middle, self._half = (low + high) / 2, (high - low) / 2
         self._threads = os.cpu_count() or 1
-        self._pool = rollout.Rollout(nthread=self._threads)
+        self._pool, self._alone = rollout.Rollout(nthread=self._threads), rollout.Rollout(nthread=0)
         self._data = [mujoco.MjData(self.model) for _ in range(self._threads)]
         self._size = mujoco.mj_stateSize(self.model, FULL)
         example = robot.observe(self._reading(self._start(np.random.default_rng(0))[None]))
@@ -275,11 +275,12 @@ class HostRobot(HostEnv):
         old = state.physics.view(np.float64)
         states = np.empty((batch, self.frame_skip, self._size))
         controls = np.repeat(command[:, None], self.frame_skip, axis=1)
-        # Shapes are right by now, and checking them again takes as long as some robots' physics. Threads take few large
-        # shares: waking them for every copy costs more than an uneven end.
-        self._pool.rollout(
+        # Shapes are right by now, and checking them again takes as long as some robots' physics. Waking threads takes
+        # as long as five half-cheetahs: few copies do without, and many are shared out in few large parts.
+        alone = batch <= 12 or self._threads == 1
+        (self._alone if alone else self._pool).rollout(
             [self.model] * batch,
-            self._data,
+            self._data[:1] if alone else self._data,
             old,
             controls,
             state=states,
