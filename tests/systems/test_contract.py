@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from metadyna import run
 from metadyna.errors import UserError
 from metadyna.systems import SYSTEMS
+from metadyna.systems.mbpo import MBPO
+from metadyna.systems.sac import SoftActorCritic
 from tests.tiny import CONTINUOUS, compiled_once, sha256, tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -41,6 +44,23 @@ def test_stopped_and_in_company_a_seed_ends_as_alone_and_in_one_go(name, task, t
     assert len(evaluated) >= 2
     assert all(np.isfinite(value) for row in alone.metrics for value in row.values() if value is not None)
     assert any(name.startswith(("train/", "fit/")) for row in alone.metrics for name in row)
+
+
+@pytest.mark.parametrize("system", [SoftActorCritic, MBPO])
+def test_only_what_was_lived_crosses_from_the_host_to_updates(system, tmp_path, monkeypatch):
+    improve, crossed = system._improve, set()
+
+    def watched(self, *args):
+        crossed.add(sum(np.asarray(x).nbytes for x in jax.tree.leaves(args) if not isinstance(x, jax.Array)))
+        args = jax.device_put(args)
+        with jax.transfer_guard_host_to_device("disallow"):
+            return improve(self, *args)
+
+    monkeypatch.setattr(system, "_improve", watched)
+    name = next(name for name, each in SYSTEMS.items() if each is system)
+    run.run(tiny(name, "inverted-pendulum"), tmp_path / "run", progress=False)
+    # Observations of 4 before and after, an action, a reward and a discount in 32 bits, and whether it was the last.
+    assert crossed == {(4 + 4 + 1 + 1 + 1) * 4 + 1}
 
 
 @pytest.mark.parametrize("name", list(CONTINUOUS))
