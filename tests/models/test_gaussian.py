@@ -15,6 +15,7 @@ from metadyna.models.gaussian import (
     Standardiser,
     bound_log_variance,
     bounded_variance,
+    swish,
 )
 from metadyna.nets import num_parameters
 
@@ -287,3 +288,10 @@ def test_impossible_settings_say_what_would_be_right(change, message):
 
 def test_settings_are_hashable():
     assert hash(GaussianEnsemble()) == hash(GaussianEnsemble())
+
+
+def test_swish_is_x_times_its_sigmoid_and_so_is_its_slope():
+    x = jnp.linspace(-60.0, 60.0, 241)
+    np.testing.assert_allclose(swish(x), jax.nn.swish(x), atol=3e-6)  # 0 below -16
+    slope, expected = (jax.vmap(jax.grad(f))(x) for f in (swish, jax.nn.swish))
+    np.testing.assert_allclose(slope, expected, atol=1e-5)
