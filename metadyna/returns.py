@@ -1,4 +1,4 @@
-"""Returns and advantages from rewards and values."""
+"""Returns and advantages from rewards and values, and means over what is no padding."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -48,3 +48,8 @@ def standardise(x: Float[Array, "*batch"], valid: Bool[Array, "*batch"] | None =
     mean = jnp.sum(x * weight) / count
     spread = jnp.sqrt(jnp.sum((x - mean) ** 2 * weight) / count)
     return (x - mean) / (spread + 1e-8) * weight
+
+
+def masked_mean(values: Float[Array, "*batch"], valid: Bool[Array, "*batch"]) -> Float[Array, ""]:
+    """Mean over the entries where `valid`; 0 if there are none."""
+    return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadyna.returns import gae, rewards_to_go, standardise
+from metadyna.returns import gae, masked_mean, rewards_to_go, standardise
 
 T, B, GAMMA = 14, 5, 0.9
 
@@ -101,3 +101,10 @@ def test_standardising_takes_all_axes_together():
     assert y.mean() == pytest.approx(0, abs=1e-6)
     assert y.std() == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(y, (x - x.mean()) / x.std(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("valid", "expected"), [([1, 1, 1], 2.0), ([0, 1, 0], 2.0), ([1, 0, 0], 1.0), ([0, 0, 0], 0.0)]
+)
+def test_masked_mean(valid, expected):
+    assert masked_mean(jnp.array([1.0, 2.0, 3.0]), jnp.array(valid, bool)) == expected

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from metadyna.improve.ddqn import masked_mean
 from metadyna.nets import LSTM, MLP, DiscreteEncoder, Embedding
 from metadyna.observations import Distinct, embed_distinct
+from metadyna.returns import masked_mean
 from metadyna.rollout import all_observations, episode_lengths
 from metadyna.types import Transition
 

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from metadyna.improve.descend import descend
+from metadyna.returns import masked_mean
 from metadyna.settings import check_ranges
 
 LossFn = Callable[[Any], tuple[Array, dict[str, Array]]]
@@ -138,8 +139,3 @@ def td_loss(
     """Mean squared temporal-difference error over the valid steps; no gradient flows into `target`."""
     chosen = jnp.take_along_axis(values, action[..., None], axis=-1)[..., 0]
     return masked_mean((chosen - jax.lax.stop_gradient(target)) ** 2, valid)
-
-
-def masked_mean(values: Float[Array, "*batch"], valid: Bool[Array, "*batch"]) -> Float[Array, ""]:
-    """Mean over the entries where `valid`; 0 if there are none."""
-    return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)

@@ -9,9 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 from metadyna.dists import normal_entropy, normal_kl, normal_log_prob
 from metadyna.gaussian_policy import GaussianPolicy
 from metadyna.improve.baseline import LinearBaseline
-from metadyna.improve.ddqn import masked_mean
 from metadyna.improve.trpo import TRPO
-from metadyna.returns import gae, rewards_to_go, standardise
+from metadyna.returns import gae, masked_mean, rewards_to_go, standardise
 from metadyna.types import Transition
 
 

@@ -16,8 +16,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from metadyna.errors import UserError
-from metadyna.improve.ddqn import masked_mean
 from metadyna.nets import MLP, Linear
+from metadyna.returns import masked_mean
 from metadyna.settings import check_choices, check_ranges
 
 _SMALLEST_STD = 1e-6

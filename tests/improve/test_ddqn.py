@@ -15,7 +15,6 @@ from metadyna.improve.ddqn import (
     DDQN,
     double_q_target,
     greedy_or_random,
-    masked_mean,
     td_loss,
 )
 from metadyna.improve.repeat import repeat_updates
@@ -91,13 +90,6 @@ def test_no_gradient_reaches_the_target():
     predicted, action, valid = jnp.ones((3, 2)), jnp.zeros(3, int), jnp.ones(3, bool)
     gradient = jax.grad(td_loss, argnums=2)(predicted, action, jnp.arange(3.0), valid)
     assert not gradient.any()
-
-
-@pytest.mark.parametrize(
-    ("valid", "expected"), [([1, 1, 1], 2.0), ([0, 1, 0], 2.0), ([1, 0, 0], 1.0), ([0, 0, 0], 0.0)]
-)
-def test_masked_mean(valid, expected):
-    assert masked_mean(jnp.array([1.0, 2.0, 3.0]), jnp.array(valid, bool)) == expected
 
 
 # --- schedules
