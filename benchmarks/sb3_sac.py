@@ -8,6 +8,7 @@ many updates.
 
 import json
 import sys
+import tempfile
 import time
 
 import gymnasium
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.monitor import Monitor
 
 WARMUP = 1_000
 
@@ -44,9 +46,11 @@ def speed(steps: int, every: int) -> None:
 def learn(steps: int, seed: int, out: str) -> None:
     """Train with the settings of our preset `paper`: 10,000 random steps first."""
     agent = SAC("MlpPolicy", gymnasium.make("HalfCheetah-v5"), learning_starts=10_000, seed=seed, device="cpu")
-    judge = EvalCallback(gymnasium.make("HalfCheetah-v5"), n_eval_episodes=10, eval_freq=5_000, verbose=0)
     started = time.perf_counter()
-    agent.learn(steps, callback=judge)
+    with tempfile.TemporaryDirectory() as folder:  # without one the callback keeps no record
+        cheetah = Monitor(gymnasium.make("HalfCheetah-v5"))
+        judge = EvalCallback(cheetah, n_eval_episodes=10, eval_freq=5_000, log_path=folder, verbose=0)
+        agent.learn(steps, callback=judge)
     found = {
         "seed": seed,
         "steps": [int(t) for t in judge.evaluations_timesteps],
