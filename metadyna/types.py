@@ -55,11 +55,12 @@ class Discrete:
 
 @dataclass(frozen=True)
 class Box:
-    """An array of floats of one shape, every entry in [low, high]."""
+    """An array of numbers of one shape and type, every entry in [low, high]."""
 
     shape: tuple[int, ...]
     low: float = -float("inf")
     high: float = float("inf")
+    dtype: str = "float32"
 
 
 Space = Discrete | Box
@@ -91,9 +92,16 @@ class EnvSpec:
 def box_sizes(spec: EnvSpec) -> tuple[int, int]:
     """Numbers observed and actions; `UserError` unless both spaces are boxes of one axis."""
     for what, space in (("observation", spec.observation), ("action", spec.action)):
-        if not isinstance(space, Box) or len(space.shape) != 1:
+        if not isinstance(space, Box) or len(space.shape) != 1 or space.dtype != "float32":
             raise UserError(f"this method needs vectors of floats, but the environment's {what} is {space}")
     return spec.observation.shape[0], spec.action.shape[0]
+
+
+def num_actions(spec: EnvSpec) -> int:
+    """How many actions there are to choose from; `UserError` unless the action is one number."""
+    if not isinstance(spec.action, Discrete) or len(spec.action.sizes) != 1:
+        raise UserError(f"this method chooses one of a few actions, but the environment's action is {spec.action}")
+    return spec.action.sizes[0]
 
 
 class TimeStep(NamedTuple):
@@ -202,6 +210,28 @@ class Known(Protocol):
 
     def terminated(self, task: Any, next_obs: Array) -> Bool[Array, ""]:
         """Whether the MDP ends on arriving at `next_obs`."""
+        ...
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """An environment that is seen as a picture, of which an observation is all that there is to know.
+
+    Observations are small, to be kept by the million; who learns from pixels draws them when they are needed.
+    """
+
+    def picture(self, obs: Array) -> Float[Array, "height width"]:
+        """What one observation looks like, in shades of grey."""
+        ...
+
+
+@runtime_checkable
+class Tiled(Protocol):
+    """An environment whose observations are boards of tiles: each number on a board is a kind of tile."""
+
+    @property
+    def tiles(self) -> Any:
+        """The pixels of every kind, [kinds, side, side]."""
         ...
 
 

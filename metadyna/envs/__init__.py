@@ -2,8 +2,9 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+from metadyna.envs import catcher, maze_references
 from metadyna.envs.control import (
     Bodies,
     CartPoleBalance,
@@ -17,6 +18,7 @@ from metadyna.envs.control import (
 )
 from metadyna.envs.cooking import CookingGrid
 from metadyna.envs.gridworld import COURSE_CITY, CityGrid, Grid, Split
+from metadyna.envs.maze import Labyrinth, SimpleMaze
 from metadyna.envs.references import family_returns
 from metadyna.errors import UserError, unknown
 from metadyna.types import Family, TaskDistribution
@@ -49,6 +51,20 @@ def _cooking(name: str, env: CookingGrid) -> Family:
 
 def _control(name: str, env: Control, train: TaskDistribution, test: TaskDistribution) -> Family:
     return Family(name, env, train, test, references=dict)
+
+
+def _labyrinth(name: str, filter: Literal["published", "reachable"]) -> Family:
+    # `python -m metadyna.envs.labyrinths` would find itself imported already, and complain.
+    from metadyna.envs.labyrinths import Mazes
+
+    env, test = Labyrinth(), Mazes(filter, "test")
+    references = functools.partial(maze_references.family_returns, env, test)
+    return Family(name, env, Mazes(filter, "train"), test, references)
+
+
+def _catcher() -> Family:
+    references = functools.partial(dict, catcher.RETURNS)
+    return Family("catcher", catcher.Catcher(), OneTask(), OneTask(100), references)
 
 
 def _robot(robot: str) -> Family:
@@ -88,9 +104,17 @@ CONTROLS: dict[str, Callable[[], Family]] = {
     "point-direction": lambda: _control("point-direction", PointDirection(), OneTask(), OneTask()),
 }
 
+MAZES: dict[str, Callable[[], Family]] = {
+    "labyrinth": lambda: _labyrinth("labyrinth", "published"),
+    "labyrinth-reachable": lambda: _labyrinth("labyrinth-reachable", "reachable"),
+    "simple-maze": lambda: Family("simple-maze", SimpleMaze(), OneTask(), OneTask(), references=dict),
+    "catcher": _catcher,
+}
+
 TASKS: dict[str, Callable[[], Family]] = {
     **GRIDS,
     **CONTROLS,
+    **MAZES,
     **{name: functools.partial(_robot, name) for name in ROBOT_NAMES},
 }
 """Every named benchmark; building one costs nothing until it is used."""

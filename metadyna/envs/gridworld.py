@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from metadyna.errors import UserError
 from metadyna.types import Discrete, Env, EnvSpec, TimeStep
@@ -343,13 +343,13 @@ def published_trial(split: Split, trial: int) -> tuple[GridTask, GridTask]:
     return explore, exploit
 
 
-def begin(obs: Int[Array, " K"]) -> TimeStep:
+def begin(obs: Integer[Array, "..."]) -> TimeStep:
     """The time step of a reset."""
     return TimeStep(obs, jnp.float32(0), jnp.float32(1), jnp.bool_(True), jnp.bool_(False), jnp.int32(-1))
 
 
 def arrive(
-    obs: Int[Array, " K"],
+    obs: Integer[Array, "..."],
     reward: Float[Array, ""],
     terminated: Bool[Array, ""],
     timeout: Bool[Array, ""],

@@ -111,7 +111,8 @@ def _batched(task: Any) -> Any:
 def _space(space: Space) -> spaces.Space:
     if isinstance(space, Discrete):
         return spaces.MultiDiscrete(list(space.sizes))
-    return spaces.Box(space.low, space.high, space.shape, np.float32)
+    dtype: Any = np.dtype(space.dtype)
+    return spaces.Box(space.low, space.high, space.shape, dtype)
 
 
 def _action_space(space: Space) -> spaces.Space:

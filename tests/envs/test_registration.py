@@ -31,9 +31,9 @@ def body():
     return TaskEnv("double-integrator")
 
 
-@pytest.mark.parametrize("task", ["city-5x5", "double-integrator", "hopper"])
+@pytest.mark.parametrize("task", ["city-5x5", "double-integrator", "labyrinth", "catcher", "hopper"])
 def test_gymnasiums_own_checker_is_content(task, request):
-    """A pure discrete task, a pure continuous one, and a robot."""
+    """A pure discrete task, a pure continuous one, two that show bytes, and a robot."""
     name = {"city-5x5": "city", "double-integrator": "body"}.get(task)
     env = request.getfixturevalue(name) if name else TaskEnv(task)
     with warnings.catch_warnings(record=True) as caught:
