@@ -1,6 +1,7 @@
 """The command line. Every verb is a thin shell over a function that Python users call.
 
-Modules that draw are imported by the verbs that draw: loading matplotlib takes longer than starting to train may.
+Modules that draw are imported by the verbs that draw: loading matplotlib takes longer than starting to train may. The
+same goes for data sets.
 """
 
 import contextlib
@@ -38,6 +39,8 @@ USAGE = """usage: metadyna VERB ...
   render DIR --out F.gif     watch the agent on one task, episode after episode
   inspect DIR                step, settings, versions, machine and hash of a run
   reproduce FIGURE           run an experiment and draw its figure
+  collect TASK [--steps N] [--seed S] [--time-limit L] [--name ID]
+                             write a data set of random actions, in Minari's format
   doctor                     check this machine and installation
 
 `metadyna VERB --help` explains a verb. Reading verbs take --json."""
@@ -189,6 +192,40 @@ def _reproduce(words: list[str]) -> int:
     seeds.use_cores(experiment.seeds if count is None else count)
     for path in figures.reproduce(experiment, folder, count):
         print(path)
+    return 0
+
+
+def _collect(words: list[str]) -> int:
+    from metadyna import data
+
+    def collect(
+        task: Annotated[str, tyro.conf.Positional],
+        steps: int = 100_000,
+        seed: int = 0,
+        time_limit: int | None = None,
+        name: str | None = None,
+    ) -> tuple[str, str | None, int, int, int | None]:
+        """Write a data set of uniformly random actions on the training tasks of a pure task family.
+
+        It is a Minari data set: MINARI_DATASETS_PATH names the folder of all of them, ~/.minari/datasets if unset.
+        Needs pip install "metadyna[data]".
+
+        Args:
+            task: Name of a task family; `metadyna list` shows them. Those of robots cannot be collected.
+            steps: Transitions to collect.
+            seed: Everything random follows from it.
+            time_limit: Longest episode in steps, without which only the end of the MDP ends one. Replaces the horizon,
+                also as what the price of quitting a city or a kitchen is reckoned from.
+            name: Id of the data set, default metadyna/TASK-random-v0; must not exist yet.
+        """
+        return task, name, steps, seed, time_limit
+
+    arguments = _parse(collect, "collect", words)
+    runinfo.enable_compilation_cache()
+    made = data.collect(*arguments)
+    counts = f"{made['transitions']} transitions, {made['episodes']} episodes"
+    print(f"{made['id']}: {counts}, mean reward per step {made['mean_reward']:.4g}")
+    print(made["folder"])
     return 0
 
 
@@ -477,5 +514,6 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "render": _render,
     "inspect": _inspect,
     "reproduce": _reproduce,
+    "collect": _collect,
     "doctor": _doctor,
 }
