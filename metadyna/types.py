@@ -220,6 +220,11 @@ class Pictured(Protocol):
     Observations are small, to be kept by the million; who learns from pixels draws them when they are needed.
     """
 
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """What each action does, in a word."""
+        ...
+
     def picture(self, obs: Array) -> Float[Array, "height width"]:
         """What one observation looks like, in shades of grey."""
         ...

@@ -7,7 +7,23 @@ import pytest
 
 from metadyna.adapt.context import ProblemEncoder, TrajectoryDecoder
 from metadyna.envs.gridworld import CityGrid
-from metadyna.nets import LSTM, MLP, DiscreteEncoder, Dueling, Embedding, LayerNorm, Linear, dueling, num_parameters
+from metadyna.models.abstract import Encoder
+from metadyna.nets import (
+    LSTM,
+    MLP,
+    Conv,
+    ConvNet,
+    DiscreteEncoder,
+    Dueling,
+    Embedding,
+    LayerNorm,
+    Linear,
+    convolve,
+    dueling,
+    glorot,
+    max_pool,
+    num_parameters,
+)
 from metadyna.policies import ExplorePolicy, FeedForwardPolicy, RecurrentPolicy
 from metadyna.systems.dream import DREAM, ExecuteNets
 
@@ -33,6 +49,8 @@ MODULES = {
     "embedding": lambda: Embedding.create(3, 2, KEY),
     "encoder": lambda: DiscreteEncoder.create((3, 4), 2, KEY),
     "lstm": lambda: LSTM.create(3, 2, KEY),
+    "convolution": lambda: glorot(Conv.zeros(2, 3, 2), KEY),
+    "convolutions": lambda: glorot(ConvNet.zeros((2, 1), (1, 3, 2), pools=(2, 1)), KEY),
     "dueling": lambda: Dueling.create(3, 2, KEY),
     "explore": lambda: ExplorePolicy.create(DISTRACTION, KEY),
     "recurrent": lambda: RecurrentPolicy.create(DISTRACTION, 8, KEY),
@@ -203,3 +221,82 @@ def test_unrolling_only_the_running_sequences_changes_neither_values_nor_gradien
     np.testing.assert_allclose(running_values, plain_values, atol=1e-6)
     for ours, theirs in zip(jax.tree.leaves(running), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+# --- pictures
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@jax.jit
+def correlations(x, kernel, bias):
+    """Ours and JAX's own, same size and valid."""
+    own = [
+        jax.lax.conv_general_dilated(x[None], kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
+        for padding in ("SAME", "VALID")
+    ]
+    return (Conv(kernel, bias)(x) - bias[None, None], convolve(x, kernel, "VALID")), own
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(("height", "width"), [(4, 7), (3, 3)])
+def test_convolutions_are_those_of_jax(size, height, width):
+    ours, own = correlations(random(height, width, 2), random(size, size, 2, 5, seed=1), random(5, seed=2))
+    for one, other in zip(ours, own, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_kernel_of_two_reaches_down_and_to_the_right():  # card of CRAR, 3.1
+    conv = Conv(jnp.ones((2, 2, 1, 1)), jnp.array([10.0]))
+    x = jnp.array([[1.0, 2.0], [3.0, 4.0]])[..., None]
+    np.testing.assert_array_equal(conv(x)[..., 0], [[20, 16], [17, 14]])
+
+
+def test_pooling_takes_the_largest_of_each_square():
+    x = random(6, 9, 2)
+    expected = [
+        [[x[3 * i : 3 * i + 3, 3 * j : 3 * j + 3, k].max() for k in range(2)] for j in range(3)] for i in range(2)
+    ]
+    np.testing.assert_array_equal(max_pool(x, 3), expected)
+    np.testing.assert_array_equal(max_pool(x, 1), x)
+
+
+@pytest.mark.parametrize("linear_end", [False, True])
+def test_convolutions_are_activated_and_then_pooled(linear_end):
+    net = glorot(ConvNet.zeros((2, 1, 3), (1, 4, 3, 2), (1, 2, 3), linear_end=linear_end), KEY)
+    net = jax.tree.map(lambda w: w + 0.1, net)
+    x = random(6, 12, 1)
+    y = max_pool(jnp.tanh(net.layers[1](jnp.tanh(net.layers[0](x)))), 2)
+    y = net.layers[2](y)
+    np.testing.assert_allclose(net(x), max_pool(y if linear_end else jnp.tanh(y), 3), atol=1e-5)
+    assert net(x).shape == (1, 2, 2)
+    assert ConvNet.zeros((1,), (1, 2))(x).shape == (6, 12, 2)
+
+
+def test_glorot_weights_start_uniform_within_the_bounds_of_their_layers_and_biases_at_zero():
+    """Glorot & Bengio 2010, eq. 16: ±√(6 / (fan_in + fan_out)), a kernel's field counted on both sides."""
+    convolutions = ConvNet.zeros((1, 2, 3), (30, 100, 40, 20))
+    dense = MLP((Linear.zeros(60, 90),), jnp.tanh)
+    one, other = (jax.jit(glorot)(Encoder(convolutions, dense), jax.random.key(seed)) for seed in (0, 1))
+    assert not np.allclose(one.head.layers[0].weight, other.head.layers[0].weight)
+    layers = (*one.trunk.layers, one.head.layers[0])
+    for layer, fans in zip(layers, (130, 4 * 140, 9 * 60, 150), strict=True):
+        bound = (6 / fans) ** 0.5
+        weight = np.asarray(layer.weight)
+        assert 0.99 * bound < np.abs(weight).max() <= bound * (1 + 1e-6)
+        assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.03)
+        assert weight.mean() == pytest.approx(0, abs=0.04 * bound)
+        assert not np.any(layer.bias)
+    first = [np.ravel(layer.weight)[:3000] for layer in layers]
+    assert np.abs(np.corrcoef(first) - np.eye(4)).max() < 0.08
+
+
+def test_glorot_leaves_what_has_one_axis():
+    norm = LayerNorm(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]))
+    drawn = glorot(MLP((Linear.zeros(2, 2), Linear(jnp.zeros((2, 2)), jnp.array([5.0, 6.0]))), jnp.tanh, (norm,)), KEY)
+    np.testing.assert_array_equal(drawn.layers[1].bias, [5, 6])
+    np.testing.assert_array_equal(drawn.norms[0].scale, [1, 2])
+    assert np.abs(drawn.layers[1].weight).min() > 0
