@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from metadyna import film
+from metadyna import draw_abstract, film
 from metadyna.envs.cooking import CookingGrid
 from metadyna.envs.gridworld import Action, CityGrid
 from metadyna.envs.render import picture, text
 from metadyna.errors import UserError
 from metadyna.film import captioned
+from metadyna.models.abstract import Abstract
+from metadyna.models.sight import sight
 from metadyna.recorder import Recorder
 from metadyna.rollout import episode_lengths
 from metadyna.run import Result
-from metadyna.types import Transition
+from metadyna.types import Pictured, Transition
 
 FRAME_SECONDS = 0.6
 PAUSE_FRAMES = 3
@@ -36,9 +38,9 @@ def render(
 ) -> dict[str, Any]:
     """Let one seed of a run adapt to one task of a split and write all its episodes to `out` (.gif).
 
-    `task` is an index into the split's enumeration (default: the middle one). Grids are shown step by step to the end,
-    all else at its own speed for the first `seconds` of an episode. Returns what was shown: name, length and return of
-    each episode; of grids the problem and the instruction too, and each episode's actions and boards.
+    `task` is an index into the split's enumeration (default: the middle one). Grids and mazes are shown step by step
+    to the end, all else at its own speed for the first `seconds` of an episode. Returns what was shown: name, length
+    and return of each episode; of grids the problem and the instruction too, and each episode's actions and boards.
     """
     if out.suffix != ".gif":
         raise UserError(f"{out} does not end in .gif, the format of clips")
@@ -46,7 +48,8 @@ def render(
         raise UserError(f"seconds must be above 0, not {seconds:g}")
     system, program, name = result.config.system, result.program, result.config.task
     env: Any = program.family.env
-    camera = None if isinstance(env, CityGrid | CookingGrid) else film.camera(env, name)
+    stepwise = isinstance(env, CityGrid | CookingGrid | Pictured)
+    camera = None if stepwise else film.camera(env, name)
     params = _actor(result, seed)
     index, one = _chosen(program.tasks(split), task, split)
     recorder = Recorder(program.collector)
@@ -58,6 +61,11 @@ def render(
             title = f"{name}: {number}. {what}" if many else f"{name}: {what}"
             takes.append(film.shoot(camera, alone, recorder.states[number - 1], episode, title, size, seconds))
             shown.append({"name": what, **takes[-1].record})
+        elif isinstance(env, Pictured):
+            title = f"{name}: {what}" + (", and its abstract state" if isinstance(params, Abstract) else "")
+            pictures, record = _seen_episode(env, params, episode, title, size)
+            frames += pictures
+            shown.append({"name": what, **record})
         else:
             scored = number == len(episodes)
             title = f"{number}. {what}" + ("" if scored else " (goal unknown)")
@@ -72,8 +80,30 @@ def render(
             imageio.imwrite(out, np.stack(frames), duration=int(1000 * FRAME_SECONDS), loop=0)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
-    about = {} if camera else {"problem": int(alone.problem), "instruction": np.asarray(alone.goal).tolist()}
+    hidden = isinstance(env, CityGrid | CookingGrid)
+    about = {"problem": int(alone.problem), "instruction": np.asarray(alone.goal).tolist()} if hidden else {}
     return {"out": str(out), "task": index, **about, "episodes": shown}
+
+
+def _seen_episode(
+    env: Any, params: Any, episode: Transition, title: str, size: int
+) -> tuple[list[UInt8[np.ndarray, "height width 3"]], dict[str, Any]]:
+    """Frames and record of an episode [T, 1] seen as pictures, beside the abstract states if there are any."""
+    length = int(episode_lengths(episode.last)[0])
+    actions = [env.action_names[int(a)] for a in episode.action[:length, 0]]
+    returns = np.append(0, np.cumsum(np.asarray(episode.reward[:length, 0], np.float64)))
+    obs = jnp.concatenate([episode.obs[:1, 0], episode.next_obs[:length, 0]])
+    panels = draw_abstract.seen(np.asarray(jax.vmap(env.picture)(obs)), size)
+    if isinstance(params, Abstract):
+        states = np.asarray(sight(env)(params.encoder, obs))
+        gap = np.full((*panels.shape[:2], size // 20, 3), 255, np.uint8)
+        panels = np.concatenate([panels, gap, draw_abstract.abstract(states, size)], axis=2)
+    labels = ["start", *(f"step {step}: {action}" for step, action in enumerate(actions, 1))]
+    frames = [
+        captioned(panel, title, f"{label}   return {total:+.1f}")
+        for panel, label, total in zip(panels, labels, returns, strict=True)
+    ]
+    return frames + [frames[-1]] * PAUSE_FRAMES, {"length": length, "actions": actions, "return": float(returns[-1])}
 
 
 def _actor(result: Result, seed: int) -> Any:

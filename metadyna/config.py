@@ -25,7 +25,7 @@ class Config:
     task: str
     """Name of a task family; `metadyna list` shows them."""
     steps: int = 1_000_000
-    """Environment steps per seed; training ends at the first chunk that reaches them."""
+    """Environment steps per seed, or updates where a system learns from a data set; ends at the first chunk there."""
     seed: int = 0
     """First seed."""
     seeds: int = 1

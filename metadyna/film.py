@@ -57,7 +57,7 @@ def camera(env: Any, name: str) -> Camera:
                 env.period, lambda task, state, action, size: draw_robot.picture(env, state.physics.view(float), size)
             )
     raise UserError(
-        f"there is no picture of {name}: grids, control problems and robots of this library can be rendered, "
+        f"there is no picture of {name}: grids, mazes, control problems and robots of this library can be rendered, "
         "but no other environments"
     )
 

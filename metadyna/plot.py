@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -125,6 +125,60 @@ def bars(
     _finish(figure, axes, references or {}, out)
 
 
+def panels(grid: Mapping[tuple[str, str], tuple[Mapping[str, Path], str]], out: Path, title: str, xlabel: str) -> None:
+    """Draw small learning curves into one file: by (row, column), the run folder of each arm and its metric.
+
+    Lines and bands as in `learning_curves`, without the seeds; one scale for all.
+    """
+    rows, columns = ([*dict.fromkeys(names)] for names in zip(*grid, strict=True))
+    figure = Figure(figsize=(2.3 * len(columns) + 0.6, 2.1 * len(rows) + 0.8), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
+    names = [*dict.fromkeys(name for arms, _ in grid.values() for name in arms)]
+    lines = {}
+    for (row, column), (arms, metric) in grid.items():
+        panel = axes[rows.index(row), columns.index(column)]
+        _plain(panel)
+        panel.set_title(f"{row}, {column}", loc="left", fontsize=_FONT_SIZE - 1, color=_INK)
+        for name, folder in arms.items():
+            steps, values = _on_common_steps(name, _curves(folder, metric))
+            colour = PALETTE[names.index(name) % len(PALETTE)]
+            lines[name] = panel.plot(steps, values.mean(axis=0), color=colour, linewidth=1.6)[0]
+            panel.fill_between(steps, *stats.bootstrap_band(values), color=colour, alpha=0.15, linewidth=0)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.margins(x=0)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=_FONT_SIZE + 2, color=_INK)
+    figure.supxlabel(xlabel, fontsize=_FONT_SIZE, color=_INK)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=6, frameon=False, fontsize=_FONT_SIZE - 1)
+    _write(figure, out)
+
+
+def space(
+    points: Float[np.ndarray, "N width"],
+    targets: Float[np.ndarray, "N actions width"],
+    shade: np.ndarray,
+    actions: Sequence[str],
+    out: Path,
+    title: str = "",
+) -> None:
+    """Draw points of two or three coordinates, and lines to where each action is predicted to lead from them."""
+    solid = points.shape[1] > 2
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    axes: Any = figure.add_subplot(projection="3d" if solid else None)
+    shown = slice(0, 3 if solid else 2)
+    for index, name in enumerate(actions):
+        for i, (start, end) in enumerate(zip(points[:, shown], targets[:, index, shown], strict=True)):
+            label = name if i == 0 else None
+            axes.plot(*np.stack([start, end]).T, color=PALETTE[index], linewidth=1, alpha=0.7, label=label)
+    axes.scatter(*points[:, shown].T, c=shade, s=22, cmap="cividis", edgecolors="white", linewidths=0.4, zorder=3)
+    axes.set_title(title, loc="left", fontsize=_FONT_SIZE + 2, color=_INK)
+    axes.tick_params(labelsize=_FONT_SIZE - 1, colors=_INK)
+    if not solid:
+        axes.set_aspect("equal")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=_FONT_SIZE - 1)
+    _write(figure, out)
+
+
 def _curves(folder: Path, metric: str) -> list[_Curve]:
     """Curves of the seeds in one run folder."""
     rows = [row for row in read_metrics(folder) if metric in row]
@@ -172,11 +226,15 @@ def _figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes.set_title(title, loc="left", fontsize=_FONT_SIZE + 2, color=_INK, pad=10)
     axes.set_xlabel(xlabel, fontsize=_FONT_SIZE, color=_INK)
     axes.set_ylabel(ylabel, fontsize=_FONT_SIZE, color=_INK)
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=_FONT_SIZE - 1, colors=_INK)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _finish(figure: Figure, axes: Axes, references: Mapping[str, float], out: Path) -> None:
@@ -188,6 +246,10 @@ def _finish(figure: Figure, axes: Axes, references: Mapping[str, float], out: Pa
         columns = max(1, _LEGEND_CHARACTERS // (longest + 8))  # a line and its spacing take 8 characters
         figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=_FONT_SIZE - 1)
     _label_references(figure, axes, references)
+    _write(figure, out)
+
+
+def _write(figure: Figure, out: Path) -> None:
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

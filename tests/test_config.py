@@ -54,7 +54,7 @@ def changed(path, value):
         ("steps", 0, r"Config.steps = 0 is out of range; it must lie in \[1, 2000000000\]"),
         ("steps", 3_000_000_000, "out of range"),
         ("system.noise", float("nan"), "DREAM.noise = nan is out of range"),
-        ("system.name", None, "system has no name; it must be one of dream"),
+        ("system.name", None, "system has no name; it must be one of crar, dream"),
         ("system.name", "drean", "unknown system 'drean'; did you mean dream"),
         ("system", "dream", "system has no name"),
         ("format", "metadyna-run-9", "is not a metadyna-run-1 configuration"),

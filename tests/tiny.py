@@ -15,15 +15,21 @@ from jax.experimental.compilation_cache import compilation_cache
 from metadyna import run, runinfo
 from metadyna.checkpoint import state_sha256
 from metadyna.config import Config
+from metadyna.gathering import Gathering
+from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.ddqn import DDQN
 from metadyna.improve.ppo import PPO
 from metadyna.improve.sac import SAC
+from metadyna.models.abstract import Vector
 from metadyna.models.fit import Fit
 from metadyna.models.gaussian import GaussianEnsemble
+from metadyna.planning.act import TreeActing
 from metadyna.planning.mpc import MPC
 from metadyna.search.cem import CEM
 from metadyna.search.random import RandomShooting
+from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
+from metadyna.systems.gmas import GMAS, ModelError
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
@@ -69,11 +75,27 @@ CONTINUOUS = {
 """Systems for vectors of floats, as small as they can be."""
 
 
+JOINT = AbstractLearning(batch=4, schedule="joint")
+ABSTRACT = {
+    "crar": CRAR(form=Vector(2), learning=JOINT, data=Gathering(200), acting=TreeActing((0, 1)), updates=5),
+    "gmas": GMAS(
+        form=Vector(2), learning=JOINT, data=Gathering(200), depth=2, weighting=ModelError(), doubt=0.9,
+        acting=TreeActing((1,)), updates=5,
+    ),
+}  # fmt: skip
+"""Systems for pictures and a few actions; their steps are updates."""
+
+
 def tiny(name: str, task: str = "pendulum", **changes: Any) -> Config:
     """A run of a tiny system: two episodes or so."""
-    iteration = {"sac": 1, "mbpo": 10, "ppo": 40, "trpo": 40}.get(name, 20)
+    iteration = {"sac": 1, "mbpo": 10, "ppo": 40, "trpo": 40, "crar": 5, "gmas": 5}.get(name, 20)
     config = Config(
-        CONTINUOUS[name], task, steps=80, chunk=max(1, 20 // iteration), eval_every=40, checkpoint_seconds=0.0
+        {**CONTINUOUS, **ABSTRACT}[name],
+        task,
+        steps=80,
+        chunk=max(1, 20 // iteration),
+        eval_every=40,
+        checkpoint_seconds=0.0,
     )
     return replace(config, **changes)
 

@@ -71,6 +71,11 @@ class Catcher:
         reward = jnp.where(landed, jnp.where(caught, 1.0, -1.0), 0.0)
         return state, arrive(_observe(state), reward, landed, landed, action)
 
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Directions of the paddle."""
+        return ("left", "right")
+
     def picture(self, obs: UInt8[Array, "3"]) -> Float[Array, "36 36"]:
         """Grey levels, 0 the background; block and paddle overlap only once the block has landed."""
         row, column, paddle = obs.astype(jnp.int32)

@@ -148,6 +148,11 @@ class Labyrinth:
         reward = jnp.where(found.any(), self.key_reward, -self.step_cost)
         return state, arrive(self._observe(task, state), reward, ~state.left.any(), state.time >= self.horizon, action)
 
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Directions."""
+        return ("down", "right", "up", "left")
+
     def picture(self, obs: Board) -> Float[Array, "48 48"]:
         """Six grey levels: -1 free, 0.2 and 0.4 keys, 0.6 and 0.8 the agent, 1 walls."""
         return _draw(obs, self.tiles)
@@ -203,6 +208,11 @@ class SimpleMaze:
         state = GridState(cell, state.time + 1)
         timeout = state.time >= self.horizon
         return state, arrive(self._observe(state), jnp.float32(0), jnp.bool_(False), timeout, action)
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Directions, in another order than the labyrinth's."""
+        return ("up", "down", "left", "right")
 
     def picture(self, obs: Board) -> Float[Array, "48 48"]:
         """Four grey levels: 0 free, 0.7 and 0.8 the agent, 1 walls; unlike the labyrinth's, as published."""

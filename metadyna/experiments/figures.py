@@ -13,9 +13,16 @@ import numpy as np
 from metadyna import envs, plot, run, runinfo, stats
 from metadyna.config import Config, to_dict
 from metadyna.errors import UserError, unknown
+from metadyna.experiments import abstract
 from metadyna.experiments.presets import PRESETS
 from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
+from metadyna.gathering import Gathering
+from metadyna.improve.abstract import AbstractLearning
+from metadyna.improve.slopes import Distance
 from metadyna.models.fit import Fit
+from metadyna.planning.act import TreeActing
+from metadyna.systems.crar import CRAR
+from metadyna.systems.gmas import GMAS
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.sac import SoftActorCritic
 
@@ -30,6 +37,10 @@ class Experiment:
     seeds: int
     log_steps: bool = False
     """Whether the curves are drawn over the logarithm of steps."""
+    report: Callable[[Mapping[str, run.Result], Path, str], list[Path]] | None = None
+    """What is drawn and tabulated from the finished arms in a folder, under the experiment's name; None: `write`."""
+    runs_of: str | None = None
+    """Name of an experiment whose runs these are, if it has them already."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +78,14 @@ def find(name: str, budget: str) -> Experiment | Measurement:
 def reproduce(experiment: Experiment | Measurement, out: Path, seeds: int | None = None) -> list[Path]:
     """Run what is missing, then draw, tabulate and record it; returns the paths of what was written."""
     count = experiment.seeds if seeds is None else seeds
-    if count < 2:
+    if count < min(2, experiment.seeds):
         raise UserError(f"seeds = {count} gives no interval; reproduce needs at least 2")
     folder, started = Path(out) / experiment.name, time.monotonic()
     if isinstance(experiment, Measurement):
         return _measure(experiment, folder, count)
-    results = {}
+    results, runs = {}, Path(out) / (experiment.runs_of or experiment.name)
     for arm, config in experiment.arms.items():
-        place = folder / arm.replace(" ", "-")
+        place = runs / arm.replace(" ", "-")
         print(f"{arm}: {place}")
         config = replace(config, seeds=count)
         begun = (place / "config.json").exists()
@@ -82,7 +93,12 @@ def reproduce(experiment: Experiment | Measurement, out: Path, seeds: int | None
         if results[arm].interrupted:
             print(f"interrupted during '{arm}'; the same command goes on from there")
             raise KeyboardInterrupt
-    return write(experiment, results, folder, (time.monotonic() - started) / 60)
+    folder.mkdir(parents=True, exist_ok=True)
+    if experiment.report is None:
+        return write(experiment, results, folder, (time.monotonic() - started) / 60)
+    written = experiment.report(results, folder, experiment.name)
+    minutes = (time.monotonic() - started) / 60
+    return [*written, _keep_record(experiment, results, folder, minutes)]
 
 
 def write(experiment: Experiment, results: Mapping[str, run.Result], folder: Path, minutes: float) -> list[Path]:
@@ -109,21 +125,22 @@ def write(experiment: Experiment, results: Mapping[str, run.Result], folder: Pat
             rows.writerow(
                 [arm, len(values), results[arm].steps, f"{np.mean(values):.4f}", f"{low:.4f}", f"{high:.4f}", each]
             )
+    return [curves, bars, table, _keep_record(experiment, results, folder, minutes)]
+
+
+def _keep_record(experiment: Experiment, results: Mapping[str, run.Result], folder: Path, minutes: float) -> Path:
+    """Write down what was run, with what, and for how long."""
+    first = next(iter(experiment.arms.values()))
     record = folder / f"{experiment.name}.json"
-    record.write_text(json.dumps(_record(experiment, results, references, minutes), indent=2) + "\n")
-    return [curves, bars, table, record]
-
-
-def _record(
-    experiment: Experiment, results: Mapping[str, run.Result], references: Mapping[str, float], minutes: float
-) -> dict[str, Any]:
-    return {
+    found = {
         "figure": experiment.name,
         "minutes_of_this_call": round(minutes, 1),
-        "references": references,
+        "references": envs.make(first.task).references(),
         "environment": runinfo.environment_record(),
         "arms": {arm: to_dict(result.config) for arm, result in results.items()},
     }
+    record.write_text(json.dumps(found, indent=2) + "\n")
+    return record
 
 
 def _measure(experiment: Measurement, folder: Path, seeds: int) -> list[Path]:
@@ -222,6 +239,30 @@ def _half_cheetah(name: str, seeds: int) -> Experiment:
     return Experiment(name, "HalfCheetah-v5: the first 10,000 steps", arms, seeds)
 
 
+def _gradient_matching(
+    name: str, seeds: int, steps: int, trained: tuple[int, ...], planned: tuple[int, ...], runs_of: str | None = None
+) -> Experiment:
+    """CRAR beside GMAS with both distances, each at some depths of training, on the same data and test mazes."""
+    acting = TreeActing(depths=planned)
+    base = replace(PRESETS["crar"]["fast"], steps=steps)
+    learning, data = AbstractLearning(learning_rate=1e-3, schedule="joint"), Gathering(100_000)
+    arms: dict[str, CRAR | GMAS] = {abstract.BASELINE: CRAR(learning=learning, data=data, acting=acting)}
+    distances: tuple[tuple[Distance, float], ...] = (("cosine", 0.05), ("l2", 1.0))
+    for distance, alpha in distances:
+        for depth in trained:
+            system = GMAS(learning=learning, data=data, acting=acting, distance=distance, alpha=alpha, depth=depth)
+            arms[f"{distance.replace('l2', 'L2')} {depth}"] = system
+    title = "CRAR and GMAS on the labyrinths"
+    report = abstract.slopes if runs_of else abstract.panels
+    configs = {arm: replace(base, system=system) for arm, system in arms.items()}
+    return Experiment(name, title, configs, seeds, report=report, runs_of=runs_of)
+
+
+def _portraits(name: str) -> Experiment:
+    arms = {"simple maze": PRESETS["crar"]["simple-maze"], "catcher": PRESETS["crar"]["catcher"]}
+    return Experiment(name, "Abstract spaces of CRAR", arms, 1, report=abstract.portraits)
+
+
 PENDULUM_MBPO = replace(PRESETS["mbpo"]["quick"], task="pendulum", steps=5_000, eval_every=500)
 """MBPO with small networks, as on the inverted pendulum."""
 
@@ -303,6 +344,26 @@ FIGURES: Mapping[str, Figure] = {
     "sample-efficiency": Figure(
         "Model-based and model-free learning of the pendulum by environment steps",
         {"quick": _sample_efficiency("sample-efficiency", 3), "full": _sample_efficiency("sample-efficiency-full", 10)},
+    ),
+    "gmas-fig1": Figure(
+        "CRAR and GMAS on mazes never seen, by distance, depth of training and depth of planning",
+        {
+            "quick": _gradient_matching("gmas-fig1", 5, 20_000, (1, 3), (0, 1, 3)),
+            "full": _gradient_matching("gmas-fig1-full", 10, 50_000, (0, 1, 2, 3, 5), abstract.DEPTHS),
+        },
+    ),
+    "crar-dream-cosine": Figure(
+        "Slopes, model error and plan against Q, by depth, of the runs of gmas-fig1",
+        {
+            "quick": _gradient_matching("crar-dream-cosine", 5, 20_000, (1, 3), (0, 1, 3), "gmas-fig1"),
+            "full": _gradient_matching(
+                "crar-dream-cosine-full", 10, 50_000, (0, 1, 2, 3, 5), abstract.DEPTHS, "gmas-fig1-full"
+            ),
+        },
+    ),
+    "crar-abstract": Figure(
+        "The simple maze and catcher in abstract spaces of two and three dimensions",
+        {"quick": _portraits("crar-abstract")},
     ),
 }
 """Every figure by name."""

@@ -5,14 +5,20 @@ from dataclasses import replace
 
 from metadyna.config import Config
 from metadyna.errors import unknown
+from metadyna.gathering import Gathering
+from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.ddqn import DDQN
 from metadyna.improve.ppo import PPO
 from metadyna.improve.sac import SAC
+from metadyna.models.abstract import Vector
 from metadyna.models.fit import Fit
 from metadyna.models.gaussian import GaussianEnsemble
+from metadyna.planning.act import TreeActing
 from metadyna.planning.mpc import MPC
 from metadyna.search.cem import CEM
+from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
+from metadyna.systems.gmas import GMAS
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
@@ -163,7 +169,60 @@ MBPO_QUICK = Config(
 MBPO_PAPER = Config(system=MBPO(updates=40), task="half-cheetah", steps=400_000, chunk=4, eval_every=5_000)
 """The authors' settings for the half-cheetah: 7 networks of 4 x 200, branches of one step, 40 updates per step."""
 
+CRAR_PAPER = Config(system=CRAR(), task="labyrinth", steps=500_000, chunk=10, eval_every=10_000)
+"""The authors' code: an optimiser for every loss, 200,000 transitions; steps are updates."""
+
+_JOINT = AbstractLearning(learning_rate=1e-3, schedule="joint")
+_FEW = Gathering(transitions=100_000)
+_TWO_DEPTHS = TreeActing(depths=(0, 3))
+
+CRAR_FAST = replace(
+    CRAR_PAPER,
+    system=CRAR(learning=_JOINT, data=_FEW, acting=_TWO_DEPTHS),
+    steps=50_000,
+    eval_every=5_000,
+)
+"""One step on the sum of all losses, on 100,000 transitions."""
+
+CRAR_QUICK = replace(CRAR_FAST, steps=10_000, eval_every=2_000)
+"""Minutes: far enough to see the values become useful."""
+
+_SLOWING = replace(_JOINT, successive=0.2, rate_decay=0.9, decay_period=3_000)
+
+CRAR_SIMPLE_MAZE = replace(
+    CRAR_FAST,
+    system=CRAR(form=Vector(2), learning=_SLOWING, data=Gathering(5_000, time_limit=500), acting=TreeActing((0,))),
+    task="simple-maze",
+    steps=30_000,
+    eval_every=30_000,
+)
+"""Two rooms as points in a plane, from ten random walks: to be looked at, since nothing there pays."""
+
+CRAR_CATCHER = replace(
+    CRAR_SIMPLE_MAZE,
+    system=CRAR(form=Vector(3), learning=_SLOWING, data=Gathering(20_000)),
+    task="catcher",
+    eval_every=10_000,
+)
+"""A falling block and a paddle as points in space."""
+
+GMAS_PAPER = replace(CRAR_PAPER, system=GMAS())
+"""The text's step size, α and data, and CRAR's schedule."""
+
+GMAS_FAST = replace(CRAR_FAST, system=GMAS(learning=_JOINT, data=_FEW, acting=_TWO_DEPTHS))
+"""One step on the sum of all losses, the matching among them."""
+
+GMAS_QUICK = replace(GMAS_FAST, steps=10_000, eval_every=2_000)
+"""Minutes."""
+
 PRESETS: Mapping[str, Mapping[str, Config]] = {
+    "crar": {
+        "quick": CRAR_QUICK,
+        "fast": CRAR_FAST,
+        "paper": CRAR_PAPER,
+        "simple-maze": CRAR_SIMPLE_MAZE,
+        "catcher": CRAR_CATCHER,
+    },
     "dream": {
         "smoke": SMOKE,
         "demo": DEMO,
@@ -173,6 +232,7 @@ PRESETS: Mapping[str, Mapping[str, Config]] = {
         "code": CODE,
         "code-ff": CODE_FF,
     },
+    "gmas": {"quick": GMAS_QUICK, "fast": GMAS_FAST, "paper": GMAS_PAPER},
     "sac": {"quick": SAC_QUICK, "paper": SAC_PAPER},
     "pets": {"quick": PETS_QUICK, "swingup": PETS_SWINGUP},
     "mpc-rs": {"quick": MPC_RS_QUICK},

@@ -1,6 +1,8 @@
 """One file per published system. Systems share parts, never each other."""
 
+from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
+from metadyna.systems.gmas import GMAS
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
@@ -9,7 +11,9 @@ from metadyna.systems.sac import SoftActorCritic
 from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 
 System = (
-    DREAM
+    CRAR
+    | DREAM
+    | GMAS
     | MBPO
     | METRPO
     | PETS
@@ -20,7 +24,9 @@ System = (
 )
 
 SYSTEMS: dict[str, type] = {
+    "crar": CRAR,
     "dream": DREAM,
+    "gmas": GMAS,
     "mbpo": MBPO,
     "me-trpo": METRPO,
     "mpc-rs": RandomShootingMPC,

@@ -11,7 +11,7 @@ from metadyna.errors import UserError
 from metadyna.systems import SYSTEMS
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.sac import SoftActorCritic
-from tests.tiny import CONTINUOUS, compiled_once, sha256, tiny  # noqa: F401
+from tests.tiny import ABSTRACT, CONTINUOUS, TINY, compiled_once, sha256, tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -21,12 +21,15 @@ TABLE = [
     ("pets", "inverted-pendulum"),
     ("mbpo", "inverted-pendulum"),
     ("ppo", "gym::Pendulum-v1"),
+    ("crar", "catcher"),
+    ("gmas", "simple-maze"),
 ]
 
 
 def test_every_system_is_in_the_table():
-    assert set(CONTINUOUS) == set(SYSTEMS) - {"dream"}  # which has tests of its own
-    assert all(type(CONTINUOUS[name]) is SYSTEMS[name] for name in CONTINUOUS)
+    small = {**CONTINUOUS, **ABSTRACT}
+    assert set(small) == {name for name, _ in TABLE} == set(SYSTEMS) - {"dream"}  # which has tests of its own
+    assert all(type(small[name]) is SYSTEMS[name] for name in small)
 
 
 @pytest.mark.parametrize(("name", "task"), TABLE)
@@ -67,3 +70,16 @@ def test_only_what_was_lived_crosses_from_the_host_to_updates(system, tmp_path, 
 def test_grids_are_refused_in_one_line(name, tmp_path):
     with pytest.raises(UserError, match=r"vectors of floats|reward|box"):
         run.run(tiny(name, "city-5x5"), tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(("name", "task", "wanted"), [
+    ("crar", "pendulum", "pictures"),
+    ("gmas", "city-5x5", "pictures"),
+    ("crar", "half-cheetah", "pictures"),
+    ("dream", "labyrinth", "discrete space"),
+    ("sac", "labyrinth", "vectors of floats"),
+])  # fmt: skip
+def test_what_a_system_cannot_see_is_refused_in_one_line(name, task, wanted, tmp_path):
+    config = TINY if name == "dream" else tiny(name)
+    with pytest.raises(UserError, match=wanted):
+        run.run(replace(config, task=task), tmp_path / "run", progress=False)
