@@ -83,13 +83,13 @@ def test_a_clip_shows_what_is_seen_beside_the_abstract_state(tmp_path, monkeypat
     monkeypatch.setattr(clip, "captioned", lambda image, *label: labels.append(label) or image)
     monkeypatch.setattr(clip.imageio, "imwrite", lambda out, images, **_: frames.append(images))
     shown = clip.render(results()["CRAR"], tmp_path / "clip.gif", task=1, size=40)
-    assert [episode["name"] for episode in shown["episodes"]] == ["depth 0", "depth 1"]
+    assert [episode["name"] for episode in shown["episodes"]] == ["depth 0"]
     episode = shown["episodes"][0]
     assert episode["length"] == len(episode["actions"]) == 500
     assert set(episode["actions"]) <= {"up", "down", "left", "right"}
     assert labels[0] == ("simple-maze: depth 0, and its abstract state", "start   return +0.0")
     assert labels[1][1] == f"step 1: {episode['actions'][0]}   return +0.0"
-    assert frames[0].shape == (2 * (501 + clip.PAUSE_FRAMES), 40, 40 + 2 + 40, 3)
+    assert frames[0].shape == (501 + clip.PAUSE_FRAMES, 40, 40 + 2 + 40, 3)
 
 
 def test_what_is_drawn_of_an_abstract_state():

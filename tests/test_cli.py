@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_noted_on_stderr(metadyna, tmp_path):
     ("line", "told"),
     [
         ("trian", "unknown verb 'trian'; did you mean train"),
-        ("train", "train needs a system first; there are: dream"),
+        ("train", "train needs a system first; there are: crar, dream"),
         ("train dreem", "unknown system 'dreem'; did you mean dream?"),
         ("train dream --preset smok", "unknown preset 'smok'; did you mean smoke?"),
         ("train dream --preset", "--preset needs a value"),

@@ -77,9 +77,9 @@ CONTINUOUS = {
 
 JOINT = AbstractLearning(batch=4, schedule="joint")
 ABSTRACT = {
-    "crar": CRAR(form=Vector(2), learning=JOINT, data=Gathering(200), acting=TreeActing((0, 1)), updates=5),
+    "crar": CRAR(form=Vector(2), learning=JOINT, data=Gathering(200), acting=TreeActing((0,)), updates=5),
     "gmas": GMAS(
-        form=Vector(2), learning=JOINT, data=Gathering(200), depth=2, weighting=ModelError(), doubt=0.9,
+        form=Vector(2), learning=JOINT, data=Gathering(200), depth=1, weighting=ModelError(), doubt=0.9,
         acting=TreeActing((1,)), updates=5,
     ),
 }  # fmt: skip

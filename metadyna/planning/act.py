@@ -62,6 +62,11 @@ class TreeActing:
             episode = collector.episodes(act, model, (), jax.tree.map(lambda x: x[None], task), key)
             return jax.tree.map(lambda x: x[:, 0], episode)
 
-        leaves = model.actions * min(self.breadth, model.actions) ** max(0, depth - 1) if depth else 1
-        episodes = jax.lax.map(one, (tasks, keys), batch_size=max(1, _LEAVES // leaves))
+        episodes = jax.lax.map(one, (tasks, keys), batch_size=at_a_time(model.actions, self.breadth, depth))
         return jax.tree.map(partial(jnp.swapaxes, axis1=0, axis2=1), episodes)
+
+
+def at_a_time(actions: int, breadth: int, depth: int) -> int:
+    """How many trees of a depth to grow at once."""
+    leaves = actions * min(breadth, actions) ** (depth - 1) if depth else 1
+    return max(1, _LEAVES // leaves)
