@@ -26,7 +26,7 @@ from metadyna.config import Config
 from metadyna.envs.control import OneTask
 from metadyna.errors import UserError, unknown
 from metadyna.experiments.presets import PRESETS, preset
-from metadyna.systems import SYSTEMS
+from metadyna.systems import OFFLINE, SYSTEMS
 
 USAGE = """usage: metadyna VERB ...
 
@@ -360,7 +360,9 @@ def _plot(words: list[str]) -> int:
     tasks = {config.load(folder).task for folder in folders}
     task = tasks.pop() if len(tasks) == 1 else None
     references = envs.make(task).references() if task and metric == "eval/return" else {}
-    plot.learning_curves(arms, target, metric, references, title or task or "", ylabel=metric)
+    offline = all(isinstance(config.load(folder).system, OFFLINE) for folder in folders)
+    steps = "updates" if offline else "environment steps"
+    plot.learning_curves(arms, target, metric, references, title or task or "", steps, metric)
     if as_json:
         print(json.dumps({"out": str(target), "arms": {name: [str(f) for f in arms[name]] for name in arms}}))
     else:
@@ -392,7 +394,7 @@ def _render(words: list[str]) -> int:
         seconds: float = 10.0,
         json: bool = False,
     ) -> tuple[Path, Path, int | None, int, str, float, bool]:
-        """Watch an agent on one task, episode after episode: grids, control problems and robots.
+        """Watch an agent on one task, episode after episode: grids, mazes, control problems and robots.
 
         Args:
             folder: A run folder.
@@ -400,7 +402,7 @@ def _render(words: list[str]) -> int:
             task: Index of the task in its split; default the middle one.
             seed: Which of the run's seeds acts, counted from 0.
             split: train or test.
-            seconds: How much of each episode is shown; grids are always shown to the end.
+            seconds: How much of each episode is shown; grids and mazes are always shown to the end.
             json: Print what is shown as JSON; of grids with every board as text.
         """
         return folder, out, task, seed, split, seconds, json

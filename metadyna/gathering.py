@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from metadyna.data import random_transitions, read
-from metadyna.errors import UserError
 from metadyna.settings import check_ranges
-from metadyna.types import Collector, HostEnv, Transition
+from metadyna.types import Collector, Transition
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,6 @@ class Gathering:
         """The transitions, [N, ...]; `UserError` where there are none to be had."""
         if self.dataset is not None:
             return jax.tree.map(jnp.asarray, _read(self.dataset, collector.env.spec))
-        if isinstance(collector.env, HostEnv):
-            raise UserError(
-                "only pure tasks can gather their own data; for a simulator, name a Minari data set: --data.dataset ID"
-            )
         return random_transitions(collector.env, collector.tasks, self.transitions, key, self.time_limit)
 
 

@@ -26,6 +26,11 @@ def init(example: Any, capacity: int) -> Ring:
     return Ring(items, jnp.int32(0))
 
 
+def full(items: Any) -> Ring:
+    """A ring of exactly these items, stacked [capacity, ...]: a data set."""
+    return Ring(items, jnp.int32(jax.tree.leaves(items)[0].shape[0]))
+
+
 def capacity(ring: Ring) -> int:
     """How many items fit."""
     return jax.tree.leaves(ring.items)[0].shape[0]

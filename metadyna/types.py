@@ -322,7 +322,7 @@ class System(Protocol):
         ...
 
     def steps(self, state: Any) -> Int[Array, ""]:
-        """Real environment steps so far."""
+        """Real environment steps so far; updates, for a system that learns from a data set."""
         ...
 
     def trial(self, params: Any, collector: Any, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:

@@ -3,14 +3,12 @@
 import csv
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 
 from metadyna import clip, draw_abstract
 from metadyna.envs import make
 from metadyna.experiments import abstract, figures
-from metadyna.planning.act import TreeActing
 from tests.tiny import compiled_once, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -106,4 +104,3 @@ def test_what_is_drawn_of_an_abstract_state():
     points = draw_abstract.abstract(np.array([[0.0, 0.0], [1.0, 0.0]]), 100)
     assert points.shape == (2, 100, 100, 3)
     assert points[0, 50, 50].tolist() == points[1, 50, 90].tolist() == list(draw_abstract._NOW)
-    assert jax.tree.leaves(TreeActing().names) == ["depth 0", "depth 1", "depth 3"]

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from metadyna.errors import UserError
 from metadyna.improve.ddqn import double_q_target
@@ -210,12 +210,6 @@ class AbstractLearning:
         decayed = optax.exponential_decay(rate, self.decay_period, self.rate_decay, staircase=True)
         rmsprop = optax.rmsprop(decayed, decay=0.9, eps=1e-4, initial_scale=0.0, eps_in_sqrt=False)
         return optax.flatten(optax.chain(optax.clip_by_global_norm(self.gradient_clip), rmsprop))
-
-
-def draw(data: Transition, key: PRNGKeyArray, count: int) -> Transition:
-    """Some transitions [count, ...] of a data set, uniformly and with replacement."""
-    rows = jax.random.randint(key, (count,), 0, data.reward.shape[0])
-    return jax.tree.map(lambda x: x[rows], data)
 
 
 def _told(name: str, loss: Array) -> tuple[Array, dict[str, Array]]:

@@ -36,7 +36,6 @@ class TreeActing:
         check_ranges(self, breadth="[1, 1024]", epsilon="[0, 1]")
         if not self.depths or min(self.depths) < 0 or max(self.depths) > 12:
             raise UserError(f"TreeActing.depths = {self.depths} is impossible; name one or more depths in [0, 12]")
-
         if self.breadth ** max(0, max(self.depths) - 1) > 4_096:
             raise UserError(f"TreeActing.breadth = {self.breadth} to the depth {max(self.depths)} is too large a tree")
 

@@ -38,8 +38,7 @@ def depth_values(
     Differentiable in x: ties between equal actions go to the first, and which actions are expanded is a constant.
     """
     states, values = x[None], model.value(x)[None]
-    tried = jnp.arange(values.shape[1]) if actions is None else actions
-    expanded = tried[None]
+    expanded = (jnp.arange(values.shape[1]) if actions is None else actions)[None]
     levels = []
     for _ in range(depth):
         states, reward, discount = jax.vmap(jax.vmap(model.step, (None, 0)))(states, expanded)
@@ -48,7 +47,7 @@ def depth_values(
         values = jax.vmap(model.value)(states)
         expanded = jax.lax.top_k(values, min(breadth, values.shape[1]))[1]
     # Backwards: `best` [nodes, 1 + levels below] holds max Q⁰, max Q¹, … of the level below.
-    below = jnp.take_along_axis(values, expanded if depth else tried[None], axis=1)[..., None]
+    below = jnp.take_along_axis(values, expanded, axis=1)[..., None]
     for value, reward, discount in reversed(levels):
         best = _best(below).reshape(*reward.shape, -1)
         planned = reward[..., None] + discount[..., None] * best

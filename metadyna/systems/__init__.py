@@ -36,3 +36,6 @@ SYSTEMS: dict[str, type] = {
     "trpo": TrustRegionPolicyOptimisation,
 }
 """Every system by the name used on the command line."""
+
+OFFLINE = (CRAR, GMAS)
+"""Systems that learn from a data set: the steps of their runs are updates."""

@@ -29,8 +29,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from metadyna import replay
 from metadyna.gathering import Gathering
-from metadyna.improve.abstract import AbstractLearner, AbstractLearning, draw
+from metadyna.improve.abstract import AbstractLearner, AbstractLearning
 from metadyna.improve.repeat import repeat_updates
 from metadyna.models.abstract import Abstract, Spatial, Vector
 from metadyna.models.sight import picture_shape, sight
@@ -83,7 +84,8 @@ class CRAR:
         see = sight(collector.env)
 
         def update(learner: AbstractLearner, key: PRNGKeyArray) -> tuple[AbstractLearner, dict[str, Array]]:
-            return self.learning.update(learner, draw(state.data, key, self.learning.batch), see)
+            batch = replay.sample(replay.full(state.data), key, self.learning.batch)
+            return self.learning.update(learner, batch, see)
 
         learner, metrics = repeat_updates(update, state.learner, jnp.int32(self.updates), key)
         return state._replace(learner=learner), {f"train/{name}": value for name, value in metrics.items()}

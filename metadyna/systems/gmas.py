@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from metadyna import replay
 from metadyna.errors import UserError
 from metadyna.gathering import Gathering
-from metadyna.improve.abstract import AbstractLearner, AbstractLearning, Encoded, draw
+from metadyna.improve.abstract import AbstractLearner, AbstractLearning, Encoded
 from metadyna.improve.descend import descend
 from metadyna.improve.repeat import repeat_updates
 from metadyna.improve.slopes import Distance, distance, slope_loss
@@ -173,7 +174,7 @@ class GMAS:
             ) -> tuple[Array, dict[str, Array]]:
                 return self._match(weights, target, encoded, aim, errors)
 
-            batch = draw(state.data, key, self.learning.batch)
+            batch = replay.sample(replay.full(state.data), key, self.learning.batch)
             learner, metrics = self.learning.update(learner, batch, see, match if self.alpha else None)
             if errors is not None and isinstance(self.weighting, ModelError):
                 x, next_x = jnp.split(see(learner.weights.encoder, jnp.concatenate([batch.obs, batch.next_obs])), 2)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from metadyna import replay
 from metadyna.errors import UserError
-from metadyna.improve.abstract import AbstractLearning, Encoded, draw
+from metadyna.improve.abstract import AbstractLearning, Encoded
 from metadyna.models.abstract import Abstract, Encoder, Spatial, Vector
 from metadyna.nets import MLP, ConvNet, Linear
 from metadyna.types import Transition
@@ -360,10 +361,10 @@ def test_directions_by_hand():
 
 def test_batches_are_drawn_by_rows_evenly_and_with_replacement():
     data = transitions(4)._replace(reward=jnp.arange(4.0), obs=jnp.arange(4.0)[:, None])
-    drawn = draw(data, KEY, 4000)
+    drawn = replay.sample(replay.full(data), KEY, 4000)
     np.testing.assert_array_equal(drawn.obs[:, 0], drawn.reward)
     np.testing.assert_allclose(np.bincount(np.asarray(drawn.reward, int)) / 4000, 0.25, atol=0.03)
-    assert not np.array_equal(drawn.reward, draw(data, jax.random.key(1), 4000).reward)
+    assert not np.array_equal(drawn.reward, replay.sample(replay.full(data), jax.random.key(1), 4000).reward)
 
 
 @pytest.mark.parametrize(
