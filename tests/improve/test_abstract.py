@@ -15,7 +15,6 @@ from metadyna.improve.abstract import AbstractLearning, Encoded
 from metadyna.models.abstract import Abstract, Encoder, Spatial, Vector
 from metadyna.nets import MLP, ConvNet, Linear
 from metadyna.types import Transition
-from tests.quick import quick
 
 KEY = jax.random.key(0)
 ACTIONS, WIDTH = 3, 2
@@ -144,7 +143,7 @@ def loss_of(name, settings, weights, target, batch):
     return sum(counts.get(part, 1) * loss_of(part, settings, weights, target, batch) for part in parts)
 
 
-slope_of = quick(jax.value_and_grad(loss_of, 2), static_argnums=(0, 1))
+slope_of = jax.jit(jax.value_and_grad(loss_of, 2), static_argnums=(0, 1))
 
 
 class ByHand:
@@ -197,7 +196,7 @@ def far(one, other):
 def test_updates_are_those_written_out(settings):
     """Several, so that optimisers remember, rates decay and the frozen copy is refreshed and kept."""
     learner, hand = settings.init(networks()), ByHand(settings, networks())
-    update = quick(lambda learner, batch: settings.update(learner, batch, see, term))
+    update = jax.jit(lambda learner, batch: settings.update(learner, batch, see, term))
     for i in range(5):
         batch = transitions(seed=i)
         batch = batch._replace(reward=batch.reward * 10**i)  # where gradients grow, clipping shows
@@ -231,7 +230,7 @@ def test_another_order_is_not_the_same():
 def test_the_frozen_copy_is_refreshed_at_the_first_update_and_every_period():
     settings = AbstractLearning(schedule="joint", target_period=3)
     learner, refreshed = settings.init(networks())._replace(target=networks(1)), []
-    update = quick(lambda learner: settings.update(learner, transitions(), see)[0])
+    update = jax.jit(lambda learner: settings.update(learner, transitions(), see)[0])
     for _ in range(8):
         before, learner = learner, update(learner)
         refreshed.append(far(learner.target, before.weights) == 0)
@@ -317,7 +316,7 @@ def test_the_loss_of_the_values_by_hand(alive, expected):  # O8; the frozen enco
         encoded = Encoded(x, next_x, batch, 0.9 * batch.discount)
         return AbstractLearning()._value_loss(online, frozen, encoded, see, None)
 
-    (value, metrics), slopes = quick(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(
+    (value, metrics), slopes = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(
         online, frozen, obs, next_obs
     )
     assert value == pytest.approx(expected, rel=1e-5)
@@ -344,7 +343,7 @@ def test_directions_by_hand():
     def loss(**wanted):
         directions = tuple({**dict(enumerate(nowhere)), **{int(a[1:]): v for a, v in wanted.items()}}.values())
         encoded = Encoded(x, x, transitions(2), jnp.ones(2))
-        return quick(lambda model: AbstractLearning(directions=directions).losses["direction"](model, encoded))(model)
+        return jax.jit(lambda model: AbstractLearning(directions=directions).losses["direction"](model, encoded))(model)
 
     assert loss(a0=(2.0, 0.0)) == pytest.approx(-1)
     assert loss(a0=(0.0, 1.0)) == pytest.approx(0, abs=1e-6)

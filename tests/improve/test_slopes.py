@@ -7,7 +7,6 @@ import pytest
 
 from metadyna.improve.slopes import distance, slope_loss
 from metadyna.nets import MLP
-from tests.quick import quick
 
 KEY = jax.random.key(0)
 KINDS = ("cosine", "l2", "squared-l2")
@@ -48,7 +47,7 @@ def test_a_cosine_has_no_length_and_the_others_have():
 @pytest.mark.parametrize("kind", KINDS)
 def test_distances_and_their_gradients_are_finite_everywhere(kind):  # O5, P11
     nothing, something = jnp.zeros(3), jnp.array([1.0, -2.0, 0.5])
-    measure = quick(jax.value_and_grad(lambda u, v: distance(kind, u, v)))
+    measure = jax.jit(jax.value_and_grad(lambda u, v: distance(kind, u, v)))
     for u, v in [
         (something, something),
         (something, nothing),
@@ -96,7 +95,7 @@ def test_gradients_are_those_of_reverse_over_reverse(kind):  # O9, card 4.6
     def plain(weights, x, target):
         return distance(kind, jax.grad(apply, 1)(weights, x), target)
 
-    one, other = (quick(jax.vmap(jax.value_and_grad(f, (0, 1))))(weights, x, target) for f in (ours, plain))
+    one, other = (jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1))))(weights, x, target) for f in (ours, plain))
     for fast, slow in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(fast, slow, rtol=2e-4, atol=1e-5)
     value, (by_weights, by_x) = one
@@ -113,10 +112,10 @@ def test_the_slope_is_told_and_nothing_flows_through_it_or_the_target():
     def told(weights, x, target):
         return slope_loss(lambda x: apply(weights, x), x, target, "l2")
 
-    slope, through = quick(jax.value_and_grad(lambda *args: told(*args)[1][0], (0, 1, 2)))(weights, x, target)
+    slope, through = jax.jit(jax.value_and_grad(lambda *args: told(*args)[1][0], (0, 1, 2)))(weights, x, target)
     assert slope == pytest.approx(float(jax.grad(apply, 1)(weights, x)[0]), abs=1e-6)
     assert not any(leaf.any() for leaf in jax.tree.leaves(through))
-    assert not quick(jax.grad(lambda target: told(weights, x, target)[0]))(target).any()
+    assert not jax.jit(jax.grad(lambda target: told(weights, x, target)[0]))(target).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,7 +124,7 @@ def test_where_a_function_is_flat_gradients_are_finite(kind, curvature):  # O5, 
     def loss(curvature, x, target):
         return slope_loss(lambda x: jnp.sum(curvature * x**2), x, target, kind)[0]
 
-    differentiate = quick(jax.value_and_grad(loss, (0, 1)))
+    differentiate = jax.jit(jax.value_and_grad(loss, (0, 1)))
     for target in (jnp.zeros(3), jnp.ones(3)):
         told = differentiate(jnp.float32(curvature), jnp.zeros(3), target)
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(told))

@@ -23,7 +23,6 @@ from metadyna.models.abstract import (
     with_action,
 )
 from metadyna.nets import MLP, ConvNet, Linear, num_parameters
-from tests.quick import quick
 
 KEY = jax.random.key(0)
 PARTS = ("encoder", "change", "reward", "discount", "value")
@@ -96,7 +95,7 @@ def test_impossible_settings_are_refused_in_one_line(make):
 # --- what they compute
 
 
-@partial(quick, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def draw(form, picture, actions, key):
     return form.create(picture, actions, key)
 
@@ -131,7 +130,7 @@ def test_the_action_is_one_hot_in_front_and_the_same_at_every_site(shape):  # P2
 def test_a_step_adds_the_change_and_reads_the_other_networks(drawn):
     model, pictures = drawn
 
-    @quick
+    @jax.jit
     def both(model, picture, action):
         x = model.encoder(picture)
         joined = with_action(x, action, 4)
@@ -148,7 +147,7 @@ def test_a_site_of_a_map_sees_its_own_cell_and_those_around():
     """48 x 48 pixels keep their layout: a change of one cell changes the sites around it, its own most of all."""
     encoder = draw(Spatial(), (48, 48), 4, KEY).encoder
     picture = jax.random.normal(KEY, (48, 48))
-    before, after = quick(jax.vmap(encoder))(jnp.stack([picture, picture.at[18:24, 30:36].add(1)]))
+    before, after = jax.jit(jax.vmap(encoder))(jnp.stack([picture, picture.at[18:24, 30:36].add(1)]))
     changed = np.abs(after - before).max(-1)
     assert np.unravel_index(changed.argmax(), (8, 8)) == (3, 5)
     np.testing.assert_array_equal(np.argwhere(changed > 1e-6).min(0), (2, 4))
@@ -263,7 +262,7 @@ def taught():
         x, next_x = (jax.vmap(model.encoder.head)(each) for each in (obs, next_obs))
         return {name: loss(model, x, next_x) for name, (loss, _) in LOSSES.items()}
 
-    return quick(jax.jacrev(losses))(model)
+    return jax.jit(jax.jacrev(losses))(model)
 
 
 @pytest.mark.parametrize("name", LOSSES)

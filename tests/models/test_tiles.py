@@ -16,10 +16,9 @@ from metadyna.models.abstract import Spatial, Vector
 from metadyna.models.sight import look, picture_shape, sight
 from metadyna.models.tiles import encode_boards
 from metadyna.types import Box, Discrete, EnvSpec
-from tests.quick import quick
 
 KEY = jax.random.key(0)
-encode_pictures = quick(lambda encoder, pictures: jax.vmap(encoder)(pictures))
+encode_pictures = jax.jit(lambda encoder, pictures: jax.vmap(encoder)(pictures))
 
 
 def drawn(form, picture):
@@ -57,7 +56,7 @@ def test_boards_are_encoded_as_their_pictures(name):
     pictures = draw(tiles, boards)
     encoder = drawn(form, pictures.shape[1:])
 
-    @partial(quick, static_argnums=0)
+    @partial(jax.jit, static_argnums=0)
     def told(encode, encoder, seen):
         x, pull = jax.vjp(lambda encoder: encode(encoder, seen), encoder)
         return x, pull(jax.random.normal(KEY, x.shape))[0]
@@ -88,15 +87,15 @@ def test_tiles_are_encoded_as_tiles_and_pictures_as_pictures(monkeypatch):
     encoder, env, board = drawn(Vector(), (48, 48)), Labyrinth(), jnp.asarray(random_boards(1, 8, 8, 4)[0])
     picture = jax.jit(env.picture)(board)
     expected = encode_pictures(encoder, picture[None])[0]
-    np.testing.assert_allclose(quick(partial(look, sight(env)))(encoder, board), expected, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(partial(look, sight(env)))(encoder, board), expected, atol=2e-5)
     assert len(asked) == 1
-    np.testing.assert_allclose(quick(sight(Screen(48, 48)))(encoder, picture[None])[0], expected, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(sight(Screen(48, 48)))(encoder, picture[None])[0], expected, atol=2e-5)
     assert len(asked) == 1
 
 
 def test_what_is_no_tiles_is_drawn():
     encoder, obs = drawn(Vector(), (36, 36)), jnp.array([[9, 0, 3], [2, 9, 8]], jnp.uint8)
-    seen, expected = quick(
+    seen, expected = jax.jit(
         lambda encoder: (sight(Catcher())(encoder, obs), jnp.stack([encoder(Catcher().picture(each)) for each in obs]))
     )(encoder)
     np.testing.assert_allclose(seen, expected, atol=1e-5)

@@ -13,11 +13,10 @@ from metadyna.envs.labyrinths import Mazes
 from metadyna.envs.maze import NUM_CELLS, NUM_KEYS, Labyrinth, LabyrinthState, Maze
 from metadyna.envs.maze_references import NUM_MASKS, optimal_values
 from metadyna.planning.tree import depth_values, planned_values
-from tests.quick import quick
 
 KEY = jax.random.key(0)
-plan = quick(depth_values, static_argnums=(2, 3))
-average = quick(planned_values, static_argnums=(2, 3))
+plan = jax.jit(depth_values, static_argnums=(2, 3))
+average = jax.jit(planned_values, static_argnums=(2, 3))
 
 
 class Table(NamedTuple):
@@ -53,7 +52,7 @@ def random_table(states=12, actions=4, seed=0):
     )
 
 
-@partial(quick, static_argnums=(1, 2))
+@partial(jax.jit, static_argnums=(1, 2))
 def all_depth_values(model, depth, breadth, states):
     return jax.vmap(lambda x: depth_values(model, x, depth, breadth))(states)
 
@@ -116,12 +115,12 @@ def labyrinth():
     mask, cell = divmod(numbers, NUM_CELLS)
     states = numbers[(mask > 0) & ~np.asarray(maze.walls).ravel()[cell]]
     step = TrueModel(maze, None).step
-    each = quick(jax.vmap(jax.vmap(step, (None, 0)), (0, None)))
+    each = jax.jit(jax.vmap(jax.vmap(step, (None, 0)), (0, None)))
     after, reward, discount = each(jnp.asarray(states, jnp.float32)[:, None], jnp.arange(4))
     return maze, states, np.asarray(after[..., 0], int), np.asarray(reward), np.asarray(discount)
 
 
-@partial(quick, static_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4))
 def labyrinth_values(maze, values, states, depth, breadth):
     return jax.vmap(lambda x: depth_values(TrueModel(maze, values), x, depth, breadth))(states)
 
@@ -217,7 +216,7 @@ def smooth(size, actions=4):
 def test_abstract_states_of_any_shape_in_a_batch_are_planned_as_alone(shape):  # O15
     model = smooth(int(np.prod(shape)))
     x = jax.random.normal(KEY, (5, *shape))
-    together = quick(jax.vmap(lambda x: depth_values(model, x, 2, 2)))(x)
+    together = jax.jit(jax.vmap(lambda x: depth_values(model, x, 2, 2)))(x)
     assert together.shape == (5, 3, 4)
     np.testing.assert_allclose(together, [plan(model, each, 2, 2) for each in x], atol=1e-5)
     following, reward, discount = jax.vmap(jax.vmap(model.step, (None, 0)), (0, None))(x, jnp.arange(4))
@@ -276,7 +275,7 @@ def taken(model, x, depth, breadth):
         def value(self, x):
             return model.value(x)
 
-    quick(lambda x: depth_values(Watched(), x, depth, breadth))(state(x)).block_until_ready()
+    jax.jit(lambda x: depth_values(Watched(), x, depth, breadth))(state(x)).block_until_ready()
     jax.effects_barrier()
     return sorted(steps)
 
@@ -300,7 +299,7 @@ def test_between_equals_the_first_are_tried():  # P9
 def test_between_equals_the_first_has_the_slope():
     """`max` would share it: (1 - 3) / 2."""
     for depth in (1, 2):
-        slope = quick(jax.jacobian(partial(depth_values, Standing()), 0), static_argnums=(1, 2))(state(0), depth, 2)
+        slope = jax.jit(jax.jacobian(partial(depth_values, Standing()), 0), static_argnums=(1, 2))(state(0), depth, 2)
         np.testing.assert_array_equal(slope[depth, :, 0], [1, 1])
 
 

@@ -22,7 +22,6 @@ from metadyna.rollout import DeviceCollector
 from metadyna.systems.crar import CRAR
 from metadyna.systems.gmas import GMAS, Errors, FarDiscount, Foreseen, ModelError, Uniform, _rmsprop
 from metadyna.types import Transition
-from tests.quick import quick
 
 KEY = jax.random.key(0)
 KINDS = ("cosine", "l2")
@@ -63,7 +62,7 @@ def see(encoder, obs):
     return jax.vmap(encoder.head)(obs)
 
 
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def plan_of(settings, planner, x, action, shares):
     return settings._planned(planner, x, action, shares)
 
@@ -74,7 +73,7 @@ def planned(planner, x, action, depth, breadth=2, shares=None):
     return plan_of(GMAS(depth=depth, breadth=breadth), planner, x, jnp.int32(action), shares)
 
 
-@quick
+@jax.jit
 def judged(planner, x):
     return planner.value(x), jax.jacfwd(planner.value)(x)
 
@@ -137,7 +136,7 @@ def test_where_nothing_changes_slopes_are_discounted():  # O4, T7: without the i
 # --- against finite differences and the recursion of the text
 
 
-@quick
+@jax.jit
 def derived(planner, x, action):
     """x', ρ, g, and their derivatives with the identity of the residual step."""
     change = lambda x: planner.change(with_action(x, action, planner.actions))  # noqa: E731
@@ -166,7 +165,7 @@ def test_slopes_are_central_differences_and_those_of_the_recursion(depth, breadt
     """In double precision, where no two actions are closer than a thousandth."""
     with jax.enable_x64(True):
         planner, checked = networks(), 0
-        values = quick(jax.vmap(lambda x: planned_values(planner, x, depth, breadth)))
+        values = jax.jit(jax.vmap(lambda x: planned_values(planner, x, depth, breadth)))
         for x in 0.7 * np.random.default_rng(0).normal(size=(8, 3)):
             gaps, action = [], checked % 4
             each = [recursion(planner, jnp.asarray(x), action, d, breadth, gaps) for d in range(depth + 1)]
@@ -235,8 +234,8 @@ def test_whom_the_slopes_teach_and_how(kind):  # O14, card 4.5
         return expected_loss(settings, weights, target, batch, 1)
 
     weights, target = networks(seed=0), networks(seed=1)
-    (value, told), slopes = quick(jax.value_and_grad(ours, (0, 1), has_aux=True))(weights, target)
-    (other, expected), plain_slopes = quick(jax.value_and_grad(plain, has_aux=True))(weights, target)
+    (value, told), slopes = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(weights, target)
+    (other, expected), plain_slopes = jax.jit(jax.value_and_grad(plain, has_aux=True))(weights, target)
     assert value == pytest.approx(float(other), rel=1e-4)
     assert {name: float(x) for name, x in told.items()} == pytest.approx(
         {name: float(x) for name, x in expected.items()}, rel=1e-4
@@ -255,7 +254,7 @@ def test_rows_of_a_batch_do_not_mix():  # O15
     settings = GMAS(depth=2, alpha=1.0, distance="l2")
     batch, weights, target = transitions(), networks(seed=0), networks(seed=1)
 
-    @quick
+    @jax.jit
     def told(batch, aim):
         loss, metrics = settings._match(weights, target, encode(weights, batch), aim, None)
         return jnp.stack([loss, *metrics.values()])
@@ -293,8 +292,8 @@ def runs():
     collector = DeviceCollector(family.env, family.train)
 
     def run(system):
-        start = quick(lambda key: system.init(collector, key))(KEY)
-        again = quick(lambda state, key: system.iterate(state, collector, key))
+        start = jax.jit(lambda key: system.init(collector, key))(KEY)
+        again = jax.jit(lambda state, key: system.iterate(state, collector, key))
         middle, _ = again(start, jax.random.key(1))
         return start, *again(middle, jax.random.key(2))
 
@@ -373,12 +372,12 @@ def test_a_slope_is_that_of_the_weighted_depths():
     settings = GMAS(depth=1, alpha=1.0, distance="l2", weighting=ModelError(temperature=1.0))
     sure = [-50.0, 50.0]  # all at depth 1, all at depth 0
 
-    @quick
+    @jax.jit
     def told(bias):
         errors = Errors(Foreseen(MLP((Linear(jnp.zeros((7, 1)), bias[None]),), jnp.tanh), 4), None)
         return settings._match(weights, target, encode(weights, batch), AIM, errors)[1]["plan_error"]
 
-    values = quick(jax.vmap(lambda x, a: depth_values(replace(weights, value=target.value), x, 1, 2)[:, a]))(
+    values = jax.jit(jax.vmap(lambda x, a: depth_values(replace(weights, value=target.value), x, 1, 2)[:, a]))(
         see(weights.encoder, batch.obs), batch.action
     )
     for bias, column in zip(sure, (1, 0), strict=True):
@@ -416,7 +415,7 @@ def test_the_errors_of_a_known_model_are_learnt():
     weights = Foreseen(MLP.create((4, 32, 3), KEY, jnp.tanh), 2)
     rows = [jnp.stack([each, jnp.zeros(6)], axis=1) for each in (x, next_x)]
 
-    @quick
+    @jax.jit
     def learn(errors):
         def step(errors, _):
             errors, told = settings._learn_errors(settings.weighting, errors, model, *rows, batch)
@@ -449,11 +448,11 @@ def test_slopes_count_less_where_the_plan_is_far_from_the_target(doubt, trust): 
 def test_doubt_weighs_the_rows_of_the_loss_but_not_what_is_told():
     settings, batch = GMAS(depth=1, alpha=0.7, distance="l2", doubt=0.8), transitions()
     weights, target = networks(seed=0), networks(seed=1)
-    loss, told = quick(lambda: settings._match(weights, target, encode(weights, batch), AIM, None))()
+    loss, told = jax.jit(lambda: settings._match(weights, target, encode(weights, batch), AIM, None))()
     planner, x = replace(weights, value=target.value), see(weights.encoder, batch.obs)
-    plan = quick(jax.vmap(lambda x, a: planned_values(planner, x, 1, 2)[a]))(x, batch.action)
+    plan = jax.jit(jax.vmap(lambda x, a: planned_values(planner, x, 1, 2)[a]))(x, batch.action)
     count = np.maximum(0, 1 - np.abs(plan - AIM) / np.quantile(np.abs(plan - AIM), 0.8))
-    expected, other = quick(lambda: expected_loss(settings, weights, target, batch, count))()
+    expected, other = jax.jit(lambda: expected_loss(settings, weights, target, batch, count))()
     assert loss == pytest.approx(float(expected), rel=1e-4)
     assert told["slope_distance"] == pytest.approx(float(other["slope_distance"]), rel=1e-4)
     assert 0 < (count == 0).sum() < 6
