@@ -59,6 +59,11 @@ def test_an_interval_needs_two_seeds(seeds, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_figure_of_one_seed_needs_one(tmp_path):
+    with pytest.raises(UserError, match="seeds = 0 runs nothing; reproduce needs at least 1"):
+        figures.reproduce(replace(EXPERIMENT, seeds=1), tmp_path, 0)
+
+
 def test_the_budgets_of_every_figure_name_their_experiments_apart():
     names = [each.name for figure in figures.FIGURES.values() for each in figure.budgets.values()]
     assert len(set(names)) == len(names)

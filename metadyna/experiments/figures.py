@@ -16,13 +16,9 @@ from metadyna.errors import UserError, unknown
 from metadyna.experiments import abstract
 from metadyna.experiments.presets import PRESETS
 from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
-from metadyna.gathering import Gathering
-from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.slopes import Distance
 from metadyna.models.fit import Fit
 from metadyna.planning.act import TreeActing
-from metadyna.systems.crar import CRAR
-from metadyna.systems.gmas import GMAS
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.sac import SoftActorCritic
 
@@ -78,8 +74,10 @@ def find(name: str, budget: str) -> Experiment | Measurement:
 def reproduce(experiment: Experiment | Measurement, out: Path, seeds: int | None = None) -> list[Path]:
     """Run what is missing, then draw, tabulate and record it; returns the paths of what was written."""
     count = experiment.seeds if seeds is None else seeds
-    if count < min(2, experiment.seeds):
-        raise UserError(f"seeds = {count} gives no interval; reproduce needs at least 2")
+    least = min(2, experiment.seeds)
+    if count < least:
+        reason = "gives no interval" if least == 2 else "runs nothing"
+        raise UserError(f"seeds = {count} {reason}; reproduce needs at least {least}")
     folder, started = Path(out) / experiment.name, time.monotonic()
     if isinstance(experiment, Measurement):
         return _measure(experiment, folder, count)
@@ -243,14 +241,14 @@ def _gradient_matching(
     name: str, seeds: int, steps: int, trained: tuple[int, ...], planned: tuple[int, ...], runs_of: str | None = None
 ) -> Experiment:
     """CRAR beside GMAS with both distances, each at some depths of training, on the same data and test mazes."""
-    acting = TreeActing(depths=planned)
-    base = replace(PRESETS["crar"]["fast"], steps=steps)
-    learning, data = AbstractLearning(learning_rate=1e-3, schedule="joint"), Gathering(100_000)
-    arms: dict[str, CRAR | GMAS] = {abstract.BASELINE: CRAR(learning=learning, data=data, acting=acting)}
+    base, acting = replace(PRESETS["crar"]["fast"], steps=steps), TreeActing(depths=planned)
+    crar: Any = base.system
+    gmas: Any = PRESETS["gmas"]["fast"].system
+    arms = {abstract.BASELINE: replace(crar, acting=acting)}
     distances: tuple[tuple[Distance, float], ...] = (("cosine", 0.05), ("l2", 1.0))
     for distance, alpha in distances:
         for depth in trained:
-            system = GMAS(learning=learning, data=data, acting=acting, distance=distance, alpha=alpha, depth=depth)
+            system = replace(gmas, acting=acting, distance=distance, alpha=alpha, depth=depth)
             arms[f"{distance.replace('l2', 'L2')} {depth}"] = system
     title = "CRAR and GMAS on the labyrinths"
     report = abstract.slopes if runs_of else abstract.panels

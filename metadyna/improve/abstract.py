@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from metadyna.errors import UserError
 from metadyna.improve.ddqn import double_q_target
-from metadyna.improve.descend import descend
+from metadyna.improve.descend import descend, rmsprop
 from metadyna.models.abstract import (
     Abstract,
     discount_loss,
@@ -205,11 +205,9 @@ class AbstractLearning:
         return total
 
     def _optimiser(self, name: str) -> optax.GradientTransformation:
-        """RMSprop as Keras has it: ε is added outside the root."""
         rate = self.learning_rate * (self.successive if name == "successive" else 1)
         decayed = optax.exponential_decay(rate, self.decay_period, self.rate_decay, staircase=True)
-        rmsprop = optax.rmsprop(decayed, decay=0.9, eps=1e-4, initial_scale=0.0, eps_in_sqrt=False)
-        return optax.flatten(optax.chain(optax.clip_by_global_norm(self.gradient_clip), rmsprop))
+        return optax.flatten(optax.chain(optax.clip_by_global_norm(self.gradient_clip), rmsprop(decayed)))
 
 
 def _told(name: str, loss: Array) -> tuple[Array, dict[str, Array]]:

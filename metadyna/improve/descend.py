@@ -1,4 +1,4 @@
-"""One optimiser step."""
+"""Optimiser steps."""
 
 from typing import Any, TypeVar
 
@@ -16,3 +16,8 @@ def descend(
     changes, state = optimiser.update(against, state, moving)
     moved: Any = optax.apply_updates(moving, changes)
     return moved, state
+
+
+def rmsprop(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """RMSprop as Keras has it: ε is added outside the root."""
+    return optax.rmsprop(rate, decay=0.9, eps=1e-4, initial_scale=0.0, eps_in_sqrt=False)

@@ -29,7 +29,7 @@ from metadyna import replay
 from metadyna.errors import UserError
 from metadyna.gathering import Gathering
 from metadyna.improve.abstract import AbstractLearner, AbstractLearning, Encoded
-from metadyna.improve.descend import descend
+from metadyna.improve.descend import descend, rmsprop
 from metadyna.improve.repeat import repeat_updates
 from metadyna.improve.slopes import Distance, distance, slope_loss
 from metadyna.models.abstract import Abstract, Spatial, SpatialHead, Vector, with_action
@@ -271,4 +271,4 @@ class GMAS:
 
 
 def _rmsprop(weighting: ModelError) -> optax.GradientTransformation:
-    return optax.flatten(optax.rmsprop(weighting.learning_rate, decay=0.9, eps=1e-4, eps_in_sqrt=False))
+    return optax.flatten(rmsprop(weighting.learning_rate))
