@@ -27,18 +27,19 @@ def read(path):
 
 def test_scores_are_tabulated_beside_the_baseline_and_measured_once(tmp_path, monkeypatch):
     monkeypatch.setattr(abstract, "DEPTHS", (1,))
-    monkeypatch.setattr(abstract, "EPSILONS", (0.0,))
     arms = results()
     picture, table = abstract.panels(arms, tmp_path, "fig")
     assert picture.stat().st_size
-    rows = {row["arm"]: row for row in read(table)}
-    assert set(rows) == set(arms)
-    assert float(rows["CRAR"]["lead"]) == 0
-    assert (rows["CRAR"]["seeds"], rows["CRAR"]["tasks"]) == ("1", "10")
-    scores = abstract.final_scores(arms["CRAR"], 1, 0.0)
+    rows = {(row["arm"], row["depth"], row["epsilon"]): row for row in read(table)}
+    trained = arms["CRAR"].config.system.acting.depths
+    assert set(rows) == {(arm, str(d), e) for arm in arms for d, e in ((1, "0.1"), *((d, "0.0") for d in trained))}
+    first = rows["CRAR", "1", "0.1"]
+    assert float(first["lead"]) == 0
+    assert (first["seeds"], first["tasks"]) == ("1", "10")
+    scores = abstract.final_scores(arms["CRAR"], 1, 0.1)
     assert scores.shape == (1, 10)
     monkeypatch.setattr(abstract.run, "build", None)
-    np.testing.assert_array_equal(abstract.final_scores(arms["CRAR"], 1, 0.0), scores)
+    np.testing.assert_array_equal(abstract.final_scores(arms["CRAR"], 1, 0.1), scores)
 
 
 def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(tmp_path):

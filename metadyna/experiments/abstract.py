@@ -25,7 +25,7 @@ from metadyna.types import Family
 
 DEPTHS = (0, 1, 3, 5)
 """At which the labyrinths are planned in the text's figure."""
-EPSILONS = (0.1, 0.0)
+EPSILON = 0.1
 BASELINE = "CRAR"
 DEEPEST = 5
 
@@ -49,12 +49,17 @@ def panels(results: Results, folder: Path, name: str) -> list[Path]:
 
 
 def _tabulate(results: Results, out: Path) -> None:
-    """Every arm's score by depth and ε, and its lead over the baseline on the same tasks and seeds."""
+    """Every arm's score by depth and ε, and its lead over the baseline on the same tasks and seeds.
+
+    Without random actions only at the depths of the curves: agents that go in circles make every episode a full one.
+    """
+    trained = next(iter(results.values())).config.system.acting.depths
+    cells = [*((depth, EPSILON) for depth in DEPTHS), *((depth, 0.0) for depth in trained)]
     with out.open("w", newline="") as file:
         rows = csv.writer(file)
         columns = "arm depth epsilon seeds tasks mean_return low_95 high_95 lead lead_low_95 lead_high_95 returns"
         rows.writerow(columns.split())
-        for depth, epsilon, (arm, result) in itertools.product(DEPTHS, EPSILONS, results.items()):
+        for (depth, epsilon), (arm, result) in itertools.product(cells, results.items()):
             scores = final_scores(result, depth, epsilon)
             means = scores.mean(axis=1)
             lead = stats.paired_difference(means, final_scores(results[BASELINE], depth, epsilon).mean(axis=1))
