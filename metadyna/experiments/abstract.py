@@ -53,8 +53,8 @@ def _tabulate(results: Results, out: Path) -> None:
 
     Without random actions only at the depths of the curves: agents that go in circles make every episode a full one.
     """
-    trained = next(iter(results.values())).config.system.acting.depths
-    cells = [*((depth, EPSILON) for depth in DEPTHS), *((depth, 0.0) for depth in trained)]
+    system: Any = next(iter(results.values())).config.system
+    cells = [*((depth, EPSILON) for depth in DEPTHS), *((depth, 0.0) for depth in system.acting.depths)]
     with out.open("w", newline="") as file:
         rows = csv.writer(file)
         columns = "arm depth epsilon seeds tasks mean_return low_95 high_95 lead lead_low_95 lead_high_95 returns"
