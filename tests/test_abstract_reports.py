@@ -32,10 +32,12 @@ def test_scores_are_tabulated_beside_the_baseline_and_measured_once(tmp_path, mo
     assert picture.stat().st_size
     rows = {(row["arm"], row["depth"], row["epsilon"]): row for row in read(table)}
     trained = arms["CRAR"].config.system.acting.depths
-    assert set(rows) == {(arm, str(d), e) for arm in arms for d, e in ((1, "0.1"), *((d, "0.0") for d in trained))}
+    cells = [*((d, "0.1") for d in {1, *trained}), *((d, "0.0") for d in trained)]
+    assert set(rows) == {(arm, str(d), e) for arm in arms for d, e in cells}
     first = rows["CRAR", "1", "0.1"]
     assert float(first["lead"]) == 0
     assert (first["seeds"], first["tasks"]) == ("1", "10")
+    assert len(read(abstract.controls(arms, tmp_path, "controls")[1])) == len(arms) * 2 * len(trained)
     scores = abstract.final_scores(arms["CRAR"], 1, 0.1)
     assert scores.shape == (1, 10)
     monkeypatch.setattr(abstract.run, "build", None)

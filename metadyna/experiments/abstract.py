@@ -3,7 +3,7 @@
 import csv
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,27 @@ def panels(results: Results, folder: Path, name: str) -> list[Path]:
         for metric, title in shown.items()
     }
     plot.panels(grid, picture, "Return on mazes never seen, by evaluation depth", "updates")
-    _tabulate(results, table)
+    _tabulate(results, table, DEPTHS)
     return [picture, table]
 
 
-def _tabulate(results: Results, out: Path) -> None:
+def controls(results: Results, folder: Path, name: str) -> list[Path]:
+    """Curves of every arm at its deepest plan, and a table of the final scores."""
+    picture, table = folder / f"{name}.png", folder / f"{name}.csv"
+    title, folders = "Return on mazes never seen, planning ahead", {arm: [r.folder] for arm, r in results.items()}
+    plot.learning_curves(folders, picture, title=title, xlabel="updates")
+    _tabulate(results, table, ())
+    return [picture, table]
+
+
+def _tabulate(results: Results, out: Path, more_depths: Sequence[int]) -> None:
     """Every arm's score by depth and ε, and its lead over the baseline on the same tasks and seeds.
 
-    Without random actions only at the depths of the curves: agents that go in circles make every episode a full one.
+    At `more_depths` only with random actions: agents that go in circles make every episode a full one.
     """
     system: Any = next(iter(results.values())).config.system
-    cells = [*((depth, EPSILON) for depth in DEPTHS), *((depth, 0.0) for depth in system.acting.depths)]
+    depths = system.acting.depths
+    cells = [*((d, EPSILON) for d in sorted({*depths, *more_depths})), *((d, 0.0) for d in depths)]
     with out.open("w", newline="") as file:
         rows = csv.writer(file)
         columns = "arm depth epsilon seeds tasks mean_return low_95 high_95 lead lead_low_95 lead_high_95 returns"

@@ -16,6 +16,7 @@ from metadyna.errors import UserError, unknown
 from metadyna.experiments import abstract
 from metadyna.experiments.presets import PRESETS
 from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
+from metadyna.gathering import Gathering
 from metadyna.improve.slopes import Distance
 from metadyna.models.fit import Fit
 from metadyna.planning.act import TreeActing
@@ -256,6 +257,20 @@ def _gradient_matching(
     return Experiment(name, title, configs, seeds, report=report, runs_of=runs_of)
 
 
+def _controls(name: str, seeds: int, runs_of: str) -> Experiment:
+    """CRAR with what should help and what should not, beside the baseline of another experiment."""
+    of: Any = _gradient_matching(runs_of, seeds, 20_000, (), (0, 1, 3)).arms[abstract.BASELINE]
+    more, weak, slow = Gathering(200_000), 0.2, 5e-4
+    arms = {
+        abstract.BASELINE: of.system,
+        "200,000 transitions": replace(of.system, data=more),
+        "200,000, beta 0.2": replace(of.system, data=more, learning=replace(of.system.learning, successive=weak)),
+        "rate 0.0005": replace(of.system, learning=replace(of.system.learning, learning_rate=slow)),
+    }
+    configs = {arm: replace(of, system=system) for arm, system in arms.items()}
+    return Experiment(name, "Controls of CRAR", configs, seeds, report=abstract.controls, runs_of=runs_of)
+
+
 def _portraits(name: str) -> Experiment:
     arms = {"simple maze": PRESETS["crar"]["simple-maze"], "catcher": PRESETS["crar"]["catcher"]}
     return Experiment(name, "Abstract spaces of CRAR", arms, 1, report=abstract.portraits)
@@ -349,6 +364,10 @@ FIGURES: Mapping[str, Figure] = {
             "quick": _gradient_matching("gmas-fig1", 5, 20_000, (1, 3), (0, 1, 3)),
             "full": _gradient_matching("gmas-fig1-full", 10, 50_000, (0, 1, 2, 3, 5), abstract.DEPTHS),
         },
+    ),
+    "crar-controls": Figure(
+        "CRAR with more data, with states less driven apart, and with smaller steps",
+        {"quick": _controls("crar-controls", 5, "gmas-fig1")},
     ),
     "crar-dream-cosine": Figure(
         "Slopes, model error and plan against Q, by depth, of the runs of gmas-fig1",
