@@ -259,7 +259,7 @@ def _gradient_matching(
 
 def _controls(name: str, seeds: int, runs_of: str) -> Experiment:
     """CRAR with what should help and what should not, beside the baseline of another experiment."""
-    of: Any = _gradient_matching(runs_of, seeds, 20_000, (), (0, 1, 3)).arms[abstract.BASELINE]
+    of: Any = _gradient_matching(runs_of, seeds, 30_000, (), (0, 1, 3)).arms[abstract.BASELINE]
     more, weak, slow = Gathering(200_000), 0.2, 5e-4
     arms = {
         abstract.BASELINE: of.system,
@@ -361,7 +361,7 @@ FIGURES: Mapping[str, Figure] = {
     "gmas-fig1": Figure(
         "CRAR and GMAS on mazes never seen, by distance, depth of training and depth of planning",
         {
-            "quick": _gradient_matching("gmas-fig1", 5, 20_000, (1, 3), (0, 1, 3)),
+            "quick": _gradient_matching("gmas-fig1", 5, 30_000, (1, 3), (0, 1, 3)),
             "full": _gradient_matching("gmas-fig1-full", 10, 50_000, (0, 1, 2, 3, 5), abstract.DEPTHS),
         },
     ),
@@ -372,7 +372,7 @@ FIGURES: Mapping[str, Figure] = {
     "crar-dream-cosine": Figure(
         "Slopes, model error and plan against Q, by depth, of the runs of gmas-fig1",
         {
-            "quick": _gradient_matching("crar-dream-cosine", 5, 20_000, (1, 3), (0, 1, 3), "gmas-fig1"),
+            "quick": _gradient_matching("crar-dream-cosine", 5, 30_000, (1, 3), (0, 1, 3), "gmas-fig1"),
             "full": _gradient_matching(
                 "crar-dream-cosine-full", 10, 50_000, (0, 1, 2, 3, 5), abstract.DEPTHS, "gmas-fig1-full"
             ),
