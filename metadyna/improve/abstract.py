@@ -1,13 +1,11 @@
 """Learning an abstract model and the Q-function that shares its state, from transitions (CRAR, see systems/crar.py).
 
 Every loss has an optimiser of its own, and they are applied one after the other, so that each sees what those before it
-did to the encoder; or losses are added up for one step, which encodes every observation once: those of the model and
-that of the Q-function apart, so that neither drowns the other, or all of them.
+did to the encoder; or all losses are added up for a single step, which encodes every observation once.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -70,9 +68,8 @@ class AbstractLearning:
     """Updates between two decays."""
     gradient_clip: float = 1.0
     """Largest global L2 norm of a loss's gradient."""
-    schedule: Literal["each", "two", "joint"] = "each"
-    """An optimiser step for each loss in turn; one for the model's and one for the Q-function's; or one for their sum.
-    """
+    schedule: Literal["each", "joint"] = "each"
+    """An optimiser step for each loss in turn, or one for their sum."""
     discount: float = 0.9
     """γ per step."""
     batch: int = 32
@@ -105,17 +102,10 @@ class AbstractLearning:
         """Start with the frozen copy equal to the weights."""
         if self.directions is not None:
             self._check_directions(self.directions, weights)
+        names = (*self.losses, "value") if self.schedule == "each" else ("joint",)
         tree: Any = weights
-        optimisers = {name: self._optimiser(name).init(tree) for name in self.rounds}
+        optimisers = {name: self._optimiser(name).init(tree) for name in names}
         return AbstractLearner(weights, jax.tree.map(jnp.copy, weights), optimisers, jnp.int32(0))
-
-    @property
-    def rounds(self) -> Mapping[str, tuple[str, ...]]:
-        """The optimisers in their order, and the losses that each descends on; "value" is that of the Q-function."""
-        model = tuple(self.losses)
-        if self.schedule == "each":
-            return {name: (name,) for name in (*model, "value")}
-        return {"joint": (*model, "value")} if self.schedule == "joint" else {"model": model, "value": ("value",)}
 
     @property
     def losses(self) -> Mapping[str, Loss]:
@@ -136,33 +126,41 @@ class AbstractLearning:
         self, learner: AbstractLearner, batch: Transition, see: Sight, term: ValueTerm | None = None
     ) -> tuple[AbstractLearner, dict[str, Array]]:
         """One round on a batch [B]; metrics are the losses, and what `term` tells."""
-        weights, target = learner.weights, learner.target
         refreshed = learner.updates % self.target_period == 0
-        optimisers, metrics = dict(learner.optimisers), {}
+        weights, optimisers, metrics = learner.weights, dict(learner.optimisers), {}
 
         def encode(weights: Abstract) -> Encoded:
             both = see(weights.encoder, jnp.concatenate([batch.obs, batch.next_obs]))
             x, next_x = jnp.split(both, 2)
             return Encoded(x, next_x, batch, self.discount * batch.discount)
 
-        def total(weights: Abstract, target: Abstract, losses: tuple[str, ...]) -> tuple[Array, dict[str, Array]]:
-            encoded, sum_, told = encode(weights), jnp.float32(0), {}
-            for name in losses:
-                if name == "value":
-                    part, more = self._value_loss(weights, target, encoded, see, term)
-                    told.update(more)
-                else:
-                    part = told[name] = self.losses[name](weights, encoded)
-                # On its own, the loss has this factor on its step size.
-                sum_ += part * (self.successive if name == "successive" and len(losses) > 1 else 1)
-            return sum_, told
+        def refresh(weights: Abstract) -> Abstract:
+            return jax.tree.map(lambda new, old: jnp.where(refreshed, new, old), weights, learner.target)
 
-        for name, losses in self.rounds.items():
-            if "value" in losses:
-                target = jax.tree.map(partial(jnp.where, refreshed), weights, target)
-            slope, told = jax.grad(total, has_aux=True)(weights, target, losses)
+        def descend_on(name: str, loss: Callable[[Abstract], tuple[Array, dict[str, Array]]]) -> None:
+            nonlocal weights
+            slope, told = jax.grad(loss, has_aux=True)(weights)
             weights, optimisers[name] = descend(self._optimiser(name), weights, slope, optimisers[name])
             metrics.update(told)
+
+        if self.schedule == "each":
+            for name, loss in self.losses.items():
+                descend_on(name, lambda w, name=name, loss=loss: _told(name, loss(w, encode(w))))
+            target = refresh(weights)
+            descend_on("value", lambda w: self._value_loss(w, target, encode(w), see, term))
+        else:
+            target = refresh(weights)
+
+            def total(weights: Abstract) -> tuple[Array, dict[str, Array]]:
+                encoded = encode(weights)
+                value, told = self._value_loss(weights, target, encoded, see, term)
+                for name, loss in self.losses.items():
+                    part = loss(weights, encoded)
+                    told[name] = part
+                    value += part * (self.successive if name == "successive" else 1)
+                return value, told
+
+            descend_on("joint", total)
         return AbstractLearner(weights, target, optimisers, learner.updates + 1), metrics
 
     def _value_loss(
@@ -210,3 +208,7 @@ class AbstractLearning:
         rate = self.learning_rate * (self.successive if name == "successive" else 1)
         decayed = optax.exponential_decay(rate, self.decay_period, self.rate_decay, staircase=True)
         return optax.flatten(optax.chain(optax.clip_by_global_norm(self.gradient_clip), rmsprop(decayed)))
+
+
+def _told(name: str, loss: Array) -> tuple[Array, dict[str, Array]]:
+    return loss, {name: loss}

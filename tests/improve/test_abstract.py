@@ -136,17 +136,14 @@ def losses_of(settings):
 
 
 def loss_of(name, settings, weights, target, batch):
-    if name not in ("joint", "model"):
+    if name != "joint":
         return {**losses_of(settings), "value": value}[name](settings, weights, target, batch)
     counts = {"successive": settings.successive}
-    parts = (*losses_of(settings), *(("value",) if name == "joint" else ()))
+    parts = (*losses_of(settings), "value")
     return sum(counts.get(part, 1) * loss_of(part, settings, weights, target, batch) for part in parts)
 
 
 slope_of = jax.jit(jax.value_and_grad(loss_of, 2), static_argnums=(0, 1))
-
-
-ORDERS = {"joint": ("target", "joint"), "two": ("model", "target", "value")}
 
 
 class ByHand:
@@ -155,7 +152,7 @@ class ByHand:
     def __init__(self, settings, weights, order=None):
         self.settings, self.weights, self.target, self.updates, self.squares = settings, weights, weights, 0, {}
         each = (*losses_of(settings), "target", "value")
-        self.order = order or ORDERS.get(settings.schedule, each)
+        self.order = order or {"each": each, "joint": ("target", "joint")}[settings.schedule]
 
     def update(self, batch):
         told = {}
@@ -188,7 +185,6 @@ EACH = AbstractLearning(
     directions=((1.0, 0.0), None, (-1.0, 2.0)),
 )
 JOINT = replace(EACH, schedule="joint", directions=None)
-TWO = replace(EACH, schedule="two")
 
 
 def far(one, other):
@@ -196,7 +192,7 @@ def far(one, other):
     return float(np.abs(np.asarray(ravel_pytree(one)[0] - ravel_pytree(other)[0])).max())
 
 
-@pytest.mark.parametrize("settings", [EACH, TWO, JOINT], ids=["each", "two", "joint"])
+@pytest.mark.parametrize("settings", [EACH, JOINT], ids=["each", "joint"])
 def test_updates_are_those_written_out(settings):
     """Several, so that optimisers remember, rates decay and the frozen copy is refreshed and kept."""
     learner, hand = settings.init(networks()), ByHand(settings, networks())
@@ -248,7 +244,6 @@ def test_at_first_the_frozen_copy_equals_the_weights_but_shares_no_memory():
         np.testing.assert_array_equal(x, y)
         assert x.unsafe_buffer_pointer() != y.unsafe_buffer_pointer()
     assert list(learner.optimisers) == [*MODEL_LOSSES, "value"]
-    assert list(AbstractLearning(schedule="two").init(networks()).optimisers) == ["model", "value"]
     assert list(AbstractLearning(schedule="joint").init(networks()).optimisers) == ["joint"]
 
 
