@@ -16,7 +16,6 @@ from metadyna.errors import UserError, unknown
 from metadyna.experiments import abstract
 from metadyna.experiments.presets import PRESETS
 from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
-from metadyna.gathering import Gathering
 from metadyna.improve.slopes import Distance
 from metadyna.models.fit import Fit
 from metadyna.planning.act import TreeActing
@@ -239,7 +238,7 @@ def _half_cheetah(name: str, seeds: int) -> Experiment:
 
 
 def _gradient_matching(
-    name: str, seeds: int, steps: int, trained: tuple[int, ...], planned: tuple[int, ...], runs_of: str | None = None
+    name: str, seeds: int, steps: int, trained: tuple[int, ...], planned: tuple[int, ...]
 ) -> Experiment:
     """CRAR beside GMAS with both distances, each at some depths of training, on the same data and test mazes."""
     base, acting = replace(PRESETS["crar"]["fast"], steps=steps), TreeActing(depths=planned)
@@ -252,29 +251,38 @@ def _gradient_matching(
             system = replace(gmas, acting=acting, distance=distance, alpha=alpha, depth=depth)
             arms[f"{distance.replace('l2', 'L2')} {depth}"] = system
     title = "CRAR and GMAS on the labyrinths"
-    report = abstract.slopes if runs_of else abstract.panels
     configs = {arm: replace(base, system=system) for arm, system in arms.items()}
-    return Experiment(name, title, configs, seeds, report=report, runs_of=runs_of)
+    return Experiment(name, title, configs, seeds, report=abstract.panels)
 
 
-def _controls(name: str, seeds: int, runs_of: str) -> Experiment:
+def _slopes_of(runs: Experiment, name: str) -> Experiment:
+    """What the models of another experiment know."""
+    return replace(runs, name=name, report=abstract.slopes, runs_of=runs.name)
+
+
+def _controls_of(runs: Experiment, name: str) -> Experiment:
     """CRAR with what should help and what should not, beside the baseline of another experiment."""
-    of: Any = _gradient_matching(runs_of, seeds, 30_000, (), (0, 1, 3)).arms[abstract.BASELINE]
-    more, weak, slow = Gathering(200_000), 0.2, 5e-4
+    base = runs.arms[abstract.BASELINE]
+    crar: Any = base.system
+    more = replace(crar.data, transitions=200_000)
     arms = {
-        abstract.BASELINE: of.system,
-        "200,000 transitions": replace(of.system, data=more),
-        "200,000, beta 0.2": replace(of.system, data=more, learning=replace(of.system.learning, successive=weak)),
-        "rate 0.0005": replace(of.system, learning=replace(of.system.learning, learning_rate=slow)),
+        abstract.BASELINE: crar,
+        "200,000 transitions": replace(crar, data=more),
+        "200,000, beta 0.2": replace(crar, data=more, learning=replace(crar.learning, successive=0.2)),
+        "rate 0.0005": replace(crar, learning=replace(crar.learning, learning_rate=5e-4)),
     }
-    configs = {arm: replace(of, system=system) for arm, system in arms.items()}
-    return Experiment(name, "Controls of CRAR", configs, seeds, report=abstract.controls, runs_of=runs_of)
+    configs = {arm: replace(base, system=system) for arm, system in arms.items()}
+    return Experiment(name, "Controls of CRAR", configs, runs.seeds, report=abstract.controls, runs_of=runs.name)
 
 
 def _portraits(name: str) -> Experiment:
     arms = {"simple maze": PRESETS["crar"]["simple-maze"], "catcher": PRESETS["crar"]["catcher"]}
     return Experiment(name, "Abstract spaces of CRAR", arms, 1, report=abstract.portraits)
 
+
+LABYRINTHS = _gradient_matching("gmas-fig1", 5, 30_000, (1, 3), (0, 1, 3))
+LABYRINTHS_FULL = _gradient_matching("gmas-fig1-full", 10, 50_000, (0, 1, 2, 3, 5), abstract.DEPTHS)
+"""CRAR and GMAS, whose runs other figures draw too."""
 
 PENDULUM_MBPO = replace(PRESETS["mbpo"]["quick"], task="pendulum", steps=5_000, eval_every=500)
 """MBPO with small networks, as on the inverted pendulum."""
@@ -360,22 +368,17 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "gmas-fig1": Figure(
         "CRAR and GMAS on mazes never seen, by distance, depth of training and depth of planning",
-        {
-            "quick": _gradient_matching("gmas-fig1", 5, 30_000, (1, 3), (0, 1, 3)),
-            "full": _gradient_matching("gmas-fig1-full", 10, 50_000, (0, 1, 2, 3, 5), abstract.DEPTHS),
-        },
+        {"quick": LABYRINTHS, "full": LABYRINTHS_FULL},
     ),
     "crar-controls": Figure(
         "CRAR with more data, with states less driven apart, and with smaller steps",
-        {"quick": _controls("crar-controls", 5, "gmas-fig1")},
+        {"quick": _controls_of(LABYRINTHS, "crar-controls")},
     ),
     "crar-dream-cosine": Figure(
         "Slopes, model error and plan against Q, by depth, of the runs of gmas-fig1",
         {
-            "quick": _gradient_matching("crar-dream-cosine", 5, 30_000, (1, 3), (0, 1, 3), "gmas-fig1"),
-            "full": _gradient_matching(
-                "crar-dream-cosine-full", 10, 50_000, (0, 1, 2, 3, 5), abstract.DEPTHS, "gmas-fig1-full"
-            ),
+            "quick": _slopes_of(LABYRINTHS, "crar-dream-cosine"),
+            "full": _slopes_of(LABYRINTHS_FULL, "crar-dream-cosine-full"),
         },
     ),
     "crar-abstract": Figure(
