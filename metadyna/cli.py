@@ -107,8 +107,7 @@ def _parse(kind: Callable[..., Any], verb: str, words: list[str], **options: Any
             raise
         words_only = complaint.getvalue().translate({ord(c): " " for c in "│╭╮╰╯─"})
         lines = [" ".join(line.split()) for line in words_only.splitlines()]
-        silent = ("Parsing error", "For full helptext")
-        told = [line for line in lines if line and "--help" not in line and not line.startswith(silent)]
+        _title, *told = [line for line in lines if line and "--help" not in line and "full helptext" not in line]
         raise UserError(f"{' '.join(told)} (see metadyna {verb} --help)") from None
 
 
