@@ -57,9 +57,15 @@ def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(tmp_path):
 
 
 def test_portraits_show_every_state(tmp_path):
-    picture, table = abstract.portraits({"simple maze": results()["CRAR"]}, tmp_path, "space")
+    picture, table, summary = abstract.portraits({"simple maze": results()["CRAR"]}, tmp_path, "space")
     assert picture.stat().st_size
-    assert len(read(table)) == 31
+    points = np.loadtxt(table, delimiter=",", skiprows=1)[:, 1:]
+    assert len(points) == 31
+    nearest, error, still = read(summary)
+    apart = [np.linalg.norm(np.delete(points, i, axis=0) - points[i], axis=1).min() for i in range(31)]
+    assert float(nearest["least"]) == pytest.approx(min(apart), rel=0.01)
+    assert float(error["largest"]) > float(error["median"]) > 0
+    assert float(still["largest"]) > float(still["median"]) > 0
     obs, shade = abstract.everything(make("catcher").env)
     assert obs.shape == (200, 3)
     assert len(np.unique(np.asarray(obs), axis=0)) == 200

@@ -175,8 +175,11 @@ def _mean_distance(x: Float[Array, "B *abstract"], y: Float[Array, "B *abstract"
 
 
 def portraits(results: Results, folder: Path, name: str) -> list[Path]:
-    """Every state of each arm's task as a point of its abstract space, with the transitions that the model predicts."""
-    written = []
+    """Every state of each arm's task as a point of its abstract space, with the transitions that the model predicts.
+
+    A table says how far points lie apart, beside how wrong the model is about a step.
+    """
+    written, found = [], {}
     for arm, result in results.items():
         model = jax.tree.map(lambda x: x[0], result.params)
         env = result.program.family.env
@@ -188,7 +191,35 @@ def portraits(results: Results, folder: Path, name: str) -> list[Path]:
         header = ",".join(["shade", *(f"x{i}" for i in range(points.shape[1]))])
         np.savetxt(table, np.column_stack([shade, points]), "%.5g", ",", header=header, comments="")
         written += [picture, table]
-    return written
+        found[arm] = _precision(model, result.program.family, points)
+    summary = folder / f"{name}.csv"
+    with summary.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["arm", "distance", "least", "median", "largest"])
+        for arm, distances in found.items():
+            for label, values in distances.items():
+                shown = (np.min(values), np.median(values), np.max(values)) if len(values) else [np.nan] * 3
+                rows.writerow([arm, label, *(f"{value:.3g}" for value in shown)])
+    return [*written, summary]
+
+
+def _precision(
+    model: Abstract, family: Family, points: Float[np.ndarray, "N width"], steps: int = 5_000
+) -> dict[str, Float[np.ndarray, "n"]]:
+    """Distances in the abstract space: between states, and of predictions for a random walk."""
+    walk = random_transitions(family.env, family.train, steps, jax.random.key(0))
+    see = sight(family.env)
+    x, next_x = see(model.encoder, walk.obs), see(model.encoder, walk.next_obs)
+    predicted = jax.vmap(model.next)(x, walk.action)
+    alive = np.asarray(walk.discount) > 0
+    moved = np.any(np.asarray(walk.obs != walk.next_obs).reshape(steps, -1), axis=1)
+    apart = np.linalg.norm(points[:, None] - points, axis=-1) + np.diag(np.full(len(points), np.inf))
+    move, error = (np.linalg.norm(predicted - other, axis=1) for other in (x, next_x))
+    return {
+        "from a state to the nearest other one": apart.min(axis=1),
+        "from where a step leads to where it is predicted to lead": error[alive & moved],
+        "moved by a step that is predicted, where nothing moves": move[alive & ~moved],
+    }
 
 
 def everything(env: Any) -> tuple[Array, np.ndarray]:
