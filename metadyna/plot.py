@@ -165,10 +165,11 @@ def space(
     figure = Figure(figsize=(6, 5.4), layout="constrained")
     axes: Any = figure.add_subplot(projection="3d" if solid else None)
     shown = slice(0, 3 if solid else 2)
+    width = float(np.clip(60 / len(points), 0.4, 1.0))
     for index, name in enumerate(actions):
         for i, (start, end) in enumerate(zip(points[:, shown], targets[:, index, shown], strict=True)):
             label = name if i == 0 else None
-            axes.plot(*np.stack([start, end]).T, color=PALETTE[index], linewidth=1, alpha=0.7, label=label)
+            axes.plot(*np.stack([start, end]).T, color=PALETTE[index], linewidth=width, alpha=0.7, label=label)
     axes.scatter(*points[:, shown].T, c=shade, s=22, cmap="cividis", edgecolors="white", linewidths=0.4, zorder=3)
     axes.set_title(title, loc="left", fontsize=_FONT_SIZE + 2, color=_INK)
     axes.tick_params(labelsize=_FONT_SIZE - 1, colors=_INK)

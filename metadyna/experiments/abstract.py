@@ -198,8 +198,9 @@ def portraits(results: Results, folder: Path, name: str) -> list[Path]:
         rows.writerow(["arm", "distance", "least", "median", "largest"])
         for arm, distances in found.items():
             for label, values in distances.items():
-                shown = (np.min(values), np.median(values), np.max(values)) if len(values) else [np.nan] * 3
-                rows.writerow([arm, label, *(f"{value:.3g}" for value in shown)])
+                if len(values):
+                    shown = np.min(values), np.median(values), np.max(values)
+                    rows.writerow([arm, label, *(f"{value:.3g}" for value in shown)])
     return [*written, summary]
 
 
