@@ -217,9 +217,9 @@ def _precision(
     apart = np.linalg.norm(points[:, None] - points, axis=-1) + np.diag(np.full(len(points), np.inf))
     move, error = (np.linalg.norm(predicted - other, axis=1) for other in (x, next_x))
     return {
-        "from a state to the nearest other one": apart.min(axis=1),
-        "from where a step leads to where it is predicted to lead": error[alive & moved],
-        "moved by a step that is predicted, where nothing moves": move[alive & ~moved],
+        "nearest other state": apart.min(axis=1),
+        "predicted from true next state": error[alive & moved],
+        "predicted move where nothing moves": move[alive & ~moved],
     }
 
 
