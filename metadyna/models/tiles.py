@@ -29,7 +29,9 @@ def encode_boards(
 ) -> Float[Array, "B *abstract"]:
     """Encode the pictures that boards of tiles make. `tiles` holds the pixels of each kind."""
     corners = _corners(boards, len(tiles))
-    table = _spread(encoder.trunk.layers[2], _features(encoder.trunk, tiles))
+    # Barriers: fused into what looks tables up, a row would be computed anew for every tile that has it.
+    features = jax.lax.optimization_barrier(_features(encoder.trunk, tiles))
+    table = jax.lax.optimization_barrier(_spread(encoder.trunk.layers[2], features))
     sites = _sites(table, corners) + encoder.trunk.layers[2].bias[None, None, None]
     return jax.vmap(encoder.finish)(encoder.trunk.activation(sites))
 

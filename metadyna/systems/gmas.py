@@ -40,6 +40,9 @@ from metadyna.planning.tree import depth_values
 from metadyna.settings import check_choices, check_ranges
 from metadyna.types import Collector, Metrics, Transition, num_actions
 
+_TREES = 8
+"""Trees that grow at a time on a CPU: what the slopes need of the nodes of more does not fit its cache."""
+
 
 @dataclass(frozen=True)
 class Uniform:
@@ -206,9 +209,9 @@ class GMAS:
         planner = jax.lax.stop_gradient(replace(weights, value=target.value))
         x, action = encoded.x, encoded.batch.action
         still = jax.lax.stop_gradient(x)
-        plan, slopes = jax.vmap(self._planned, (None, 0, 0, 0))(
-            planner, still, action, self._shares(errors, still, action)
-        )
+        starts = still, action, self._shares(errors, still, action)
+        at_a_time = _TREES if jax.default_backend() == "cpu" else x.shape[0]
+        plan, slopes = jax.lax.map(lambda start: self._planned(planner, *start), starts, batch_size=at_a_time)
 
         def compare(x: Array, action: Array, slope: Array) -> tuple[Array, Array]:
             return slope_loss(lambda z: weights.value(z)[action], x, slope, self.distance)
