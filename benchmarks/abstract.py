@@ -11,8 +11,7 @@ from benchmarks.flops import matmul_flops
 from metadyna import envs
 from metadyna.models.abstract import Abstract
 from metadyna.models.sight import sight
-from metadyna.planning.act import at_a_time
-from metadyna.planning.tree import planned_values
+from metadyna.planning.tree import at_a_time, planned_values
 from metadyna.rollout import DeviceCollector
 from metadyna.systems.crar import CRAR
 from metadyna.systems.gmas import GMAS

@@ -174,13 +174,12 @@ CRAR_PAPER = Config(system=CRAR(), task="labyrinth", steps=500_000, chunk=10, ev
 
 _JOINT = AbstractLearning(learning_rate=1e-3, schedule="joint")
 _FEW = Gathering(transitions=100_000)
-_TWO_DEPTHS = TreeActing(depths=(0, 3))
+_DEPTHS = TreeActing(depths=(0, 1, 3))
 
 CRAR_FAST = replace(
     CRAR_PAPER,
-    system=CRAR(learning=_JOINT, data=_FEW, acting=_TWO_DEPTHS),
+    system=CRAR(learning=_JOINT, data=_FEW, acting=_DEPTHS),
     steps=50_000,
-    eval_every=5_000,
 )
 """One step on the sum of all losses, on 100,000 transitions."""
 
@@ -209,7 +208,7 @@ CRAR_CATCHER = replace(
 GMAS_PAPER = replace(CRAR_PAPER, system=GMAS())
 """The text's step size, α and data, and CRAR's schedule."""
 
-GMAS_FAST = replace(CRAR_FAST, system=GMAS(learning=_JOINT, data=_FEW, acting=_TWO_DEPTHS))
+GMAS_FAST = replace(CRAR_FAST, system=GMAS(learning=_JOINT, data=_FEW, acting=_DEPTHS))
 """One step on the sum of all losses, the matching among them."""
 
 GMAS_QUICK = replace(GMAS_FAST, steps=20_000, eval_every=5_000)

@@ -12,12 +12,9 @@ from metadyna.errors import UserError
 from metadyna.improve.ddqn import greedy_or_random
 from metadyna.models.abstract import Abstract
 from metadyna.models.sight import look, sight
-from metadyna.planning.tree import planned_values
+from metadyna.planning.tree import at_a_time, planned_values
 from metadyna.settings import check_ranges
 from metadyna.types import Collector, TimeStep, Transition
-
-_LEAVES = 256
-"""Leaves of all the trees that grow at a time: beyond that, a CPU waits for its memory."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,6 @@ class TreeActing:
             episode = collector.episodes(act, model, (), jax.tree.map(lambda x: x[None], task), key)
             return jax.tree.map(lambda x: x[:, 0], episode)
 
-        episodes = jax.lax.map(one, (tasks, keys), batch_size=at_a_time(model.actions, self.breadth, depth))
+        batch = at_a_time(model.actions, min(self.breadth, model.actions), depth)
+        episodes = jax.lax.map(one, (tasks, keys), batch_size=batch)
         return jax.tree.map(partial(jnp.swapaxes, axis1=0, axis2=1), episodes)
-
-
-def at_a_time(actions: int, breadth: int, depth: int) -> int:
-    """How many trees of a depth to grow at once."""
-    leaves = actions * min(breadth, actions) ** (depth - 1) if depth else 1
-    return max(1, _LEAVES // leaves)

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+_LEAVES = 64
+"""Leaves of all the trees that grow at a time on a CPU: more do not fit its cache."""
+
 
 @runtime_checkable
 class TreeModel(Protocol):
@@ -53,6 +56,13 @@ def depth_values(
         planned = reward[..., None] + discount[..., None] * best
         below = jnp.concatenate([value[..., None], planned], axis=-1)
     return below[0].T
+
+
+def at_a_time(roots: int, breadth: int, depth: int) -> int:
+    """How many trees to grow at once: the batch size of a `lax.map` over them."""
+    if jax.default_backend() != "cpu":
+        return 1 << 16  # as many as there are
+    return max(1, _LEAVES // (roots * breadth ** max(0, depth - 1)))
 
 
 def planned_values(model: TreeModel, x: Float[Array, "*abstract"], depth: int, breadth: int) -> Float[Array, "actions"]:

@@ -36,12 +36,9 @@ from metadyna.models.abstract import Abstract, Spatial, SpatialHead, Vector, wit
 from metadyna.models.sight import picture_shape, sight
 from metadyna.nets import MLP, glorot
 from metadyna.planning.act import TreeActing
-from metadyna.planning.tree import depth_values
+from metadyna.planning.tree import at_a_time, depth_values
 from metadyna.settings import check_choices, check_ranges
 from metadyna.types import Collector, Metrics, Transition, num_actions
-
-_TREES = 8
-"""Trees that grow at a time on a CPU: what the slopes need of the nodes of more does not fit its cache."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +207,8 @@ class GMAS:
         x, action = encoded.x, encoded.batch.action
         still = jax.lax.stop_gradient(x)
         starts = still, action, self._shares(errors, still, action)
-        at_a_time = _TREES if jax.default_backend() == "cpu" else x.shape[0]
-        plan, slopes = jax.lax.map(lambda start: self._planned(planner, *start), starts, batch_size=at_a_time)
+        batch = at_a_time(1, self.breadth, self.depth)
+        plan, slopes = jax.lax.map(lambda start: self._planned(planner, *start), starts, batch_size=batch)
 
         def compare(x: Array, action: Array, slope: Array) -> tuple[Array, Array]:
             return slope_loss(lambda z: weights.value(z)[action], x, slope, self.distance)
