@@ -174,7 +174,9 @@ def _reproduce(words: list[str]) -> int:
         budget: str = "quick",
         out: Path = Path("reproductions"),
         seeds: int | None = None,
-    ) -> tuple[str, str, Path, int | None]:
+        only: str | None = None,
+        first_seed: int = 0,
+    ) -> tuple[str, str, Path, int | None, str | None, int]:
         """Run every arm of an experiment and draw its figure; started again, it goes on where it stopped.
 
         Args:
@@ -182,14 +184,18 @@ def _reproduce(words: list[str]) -> int:
             budget: quick or full.
             out: Folder for runs, figure, and tables.
             seeds: Seeds per arm, if not the budget's.
+            only: Run this arm alone and draw nothing, so that several processes or machines can share the work. For
+                the figures whose seeds leave a record each, which is all that the drawing needs (gmas-fig1 and others).
+            first_seed: The first seed, with --only.
         """
-        return figure, budget, out, seeds
+        return figure, budget, out, seeds, only, first_seed
 
-    figure, budget, folder, count = _parse(reproduce, "reproduce", words)
+    figure, budget, folder, count, only, first = _parse(reproduce, "reproduce", words)
     runinfo.enable_compilation_cache()
     experiment = figures.find(figure, budget)
-    seeds.use_cores(experiment.seeds if count is None else count)
-    for path in figures.reproduce(experiment, folder, count):
+    if isinstance(experiment, figures.Experiment):
+        seeds.use_cores(experiment.seeds if count is None else count)
+    for path in figures.reproduce(experiment, folder, count, only, first):
         print(path)
     return 0
 

@@ -125,30 +125,39 @@ def bars(
     _finish(figure, axes, references or {}, out)
 
 
-def panels(grid: Mapping[tuple[str, str], tuple[Mapping[str, Path], str]], out: Path, title: str, xlabel: str) -> None:
-    """Draw small learning curves into one file: by (row, column), the run folder of each arm and its metric.
+def panels(
+    grid: Mapping[tuple[str, str], Mapping[str, tuple[Sequence[int], Float[np.ndarray, "seeds points"]]]],
+    out: Path,
+    title: str,
+    xlabel: str,
+) -> None:
+    """Draw small curves into one file: by (row, column), the steps of each arm and its values there.
 
-    Lines and bands as in `learning_curves`, without the seeds; one scale for all.
+    Lines and bands as in `learning_curves`, without the seeds; one scale for all. A single point has a whisker.
     """
     rows, columns = ([*dict.fromkeys(names)] for names in zip(*grid, strict=True))
     figure = Figure(figsize=(2.3 * len(columns) + 0.6, 2.1 * len(rows) + 0.8), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
-    names = [*dict.fromkeys(name for arms, _ in grid.values() for name in arms)]
+    names = [*dict.fromkeys(name for arms in grid.values() for name in arms)]
     lines = {}
-    for (row, column), (arms, metric) in grid.items():
+    for (row, column), arms in grid.items():
         panel = axes[rows.index(row), columns.index(column)]
         _plain(panel)
         panel.set_title(f"{row}, {column}", loc="left", fontsize=_FONT_SIZE - 1, color=_INK)
-        for name, folder in arms.items():
-            steps, values = _on_common_steps(name, _curves(folder, metric))
+        for name, (steps, values) in arms.items():
             colour = PALETTE[names.index(name) % len(PALETTE)]
-            lines[name] = panel.plot(steps, values.mean(axis=0), color=colour, linewidth=1.6)[0]
-            panel.fill_between(steps, *stats.bootstrap_band(values), color=colour, alpha=0.15, linewidth=0)
+            low, high = stats.bootstrap_band(values)
+            if len(steps) == 1:
+                panel.plot(steps, values.mean(axis=0), "o", color=colour, markersize=4)
+                panel.vlines(steps, low, high, color=colour, linewidth=1.6)
+                continue
+            label = f"{name} ({_count(len(values))})"
+            lines[label] = panel.plot(steps, values.mean(axis=0), color=colour, linewidth=1.6)[0]
+            panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-        panel.margins(x=0)
     figure.suptitle(title, x=0.01, ha="left", fontsize=_FONT_SIZE + 2, color=_INK)
     figure.supxlabel(xlabel, fontsize=_FONT_SIZE, color=_INK)
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=6, frameon=False, fontsize=_FONT_SIZE - 1)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=5, frameon=False, fontsize=_FONT_SIZE - 1)
     _write(figure, out)
 
 

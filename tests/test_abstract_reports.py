@@ -1,23 +1,21 @@
 """Reports on CRAR and GMAS, and clips of what they see, from runs as small as they can be."""
 
 import csv
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from metadyna import clip, draw_abstract
 from metadyna.envs import make
-from metadyna.experiments import abstract, figures
+from metadyna.experiments import abstract
 from tests.tiny import compiled_once, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-def results():
-    """One run in the simple maze, which stands for two arms."""
-    result = trained(tiny("crar", "simple-maze", steps=20))
-    return {"CRAR": result, "cosine 2": result}
+def result():
+    """A run in the simple maze."""
+    return trained(tiny("crar", "simple-maze", steps=20))
 
 
 def read(path):
@@ -25,27 +23,51 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_scores_are_tabulated_beside_the_baseline_and_measured_once(tmp_path, monkeypatch):
+def test_scores_are_those_of_the_last_evaluation_and_more(monkeypatch):
     monkeypatch.setattr(abstract, "DEPTHS", (1,))
-    arms = results()
+    run = result()
+    measured = abstract.measure(run)
+    (depth,) = run.config.system.acting.depths
+    assert depth == 0
+    last = float(np.mean(run.evaluate().returns))
+    assert measured["scores"]["depth 0, epsilon 0.1"] == measured["curve"]["depth 0"][-1] == pytest.approx(last)
+    assert set(measured["scores"]) == {"depth 0, epsilon 0.1", "depth 1, epsilon 0.1", "depth 0, epsilon 0"}
+    assert measured["updates"] == measured["curve"]["updates"][-1] == run.steps
+    assert measured["minutes"] >= 0
+
+
+def record(final, half):
+    """A seed whose scores are those given, planned or not."""
+    final, half = float(final), float(half)
+    curve = {"updates": [10, 20], "depth 0": [-5.0, final], "depth 3": [half, final + 1]}
+    cells = {"depth 0, epsilon 0.1": final, "depth 3, epsilon 0.1": final + 1, "depth 5, epsilon 0.1": final + 2}
+    return {"updates": 20, "minutes": 1.0, "curve": curve, "scores": {**cells, "depth 0, epsilon 0": -5.0}}
+
+
+def test_scores_are_tabulated_beside_the_baseline_of_the_same_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(abstract, "DEPTHS", (0, 3, 5))
+    arms = {
+        "CRAR": [record(-3, -4), record(-1, -4)],
+        "cosine 1": [record(-2, -4), record(0, -4)],
+        "L2 1": 2 * [record(1, 0)],
+    }
     picture, table = abstract.panels(arms, tmp_path, "fig")
     assert picture.stat().st_size
     rows = {(row["arm"], row["depth"], row["epsilon"]): row for row in read(table)}
-    trained = arms["CRAR"].config.system.acting.depths
-    cells = [*((d, "0.1") for d in {1, *trained}), *((d, "0.0") for d in trained)]
-    assert set(rows) == {(arm, str(d), e) for arm in arms for d, e in cells}
-    first = rows["CRAR", "1", "0.1"]
-    assert float(first["lead"]) == 0
-    assert (first["seeds"], first["tasks"]) == ("1", "10")
-    assert len(read(abstract.controls(arms, tmp_path, "controls")[1])) == len(arms) * 2 * len(trained)
-    scores = abstract.final_scores(arms["CRAR"], 1, 0.1)
-    assert scores.shape == (1, 10)
-    monkeypatch.setattr(abstract.run, "build", None)
-    np.testing.assert_array_equal(abstract.final_scores(arms["CRAR"], 1, 0.1), scores)
+    assert len(rows) == len(read(table)) == 3 * 4
+    lead = [float(rows["cosine 1", "3", "0.1"][name]) for name in ("lead", "lead_low_95", "lead_high_95")]
+    assert lead == [1, 1, 1]
+    lead = [float(rows["L2 1", "5", "0.1"][name]) for name in ("lead", "lead_low_95", "lead_high_95")]
+    assert lead == [3, 2, 4]
+    assert rows["CRAR", "0", "0.1"]["returns"] == "-3.000 -1.000"
+    assert float(rows["L2 1", "0", "0"]["lead"]) == 0
+    picture, table = abstract.controls(arms, tmp_path, "controls")
+    assert picture.stat().st_size
+    assert len(read(table)) == 3 * 4
 
 
 def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(tmp_path):
-    *pictures, table = abstract.slopes({"CRAR": results()["CRAR"]}, tmp_path, "cosine")
+    *pictures, table = abstract.slopes({"CRAR": [{"by_depth": abstract._by_depth(result())}]}, tmp_path, "cosine")
     assert len(pictures) == 3
     assert all(path.stat().st_size for path in pictures)
     by_depth = {(row["quantity"], int(row["depth"])): float(row["mean"]) for row in read(table)}
@@ -57,7 +79,8 @@ def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(tmp_path):
 
 
 def test_portraits_show_every_state(tmp_path):
-    picture, table, summary = abstract.portraits({"simple maze": results()["CRAR"]}, tmp_path, "space")
+    records = {"simple maze": [abstract.portray(result())]}
+    picture, table, summary = abstract.portraits(records, tmp_path, "space")
     assert picture.stat().st_size
     points = np.loadtxt(table, delimiter=",", skiprows=1)[:, 1:]
     assert len(points) == 31
@@ -74,22 +97,11 @@ def test_portraits_show_every_state(tmp_path):
         abstract.everything(make("labyrinth").env)
 
 
-def test_the_runs_of_one_figure_serve_another(tmp_path, monkeypatch):
-    arms = {"CRAR": results()["CRAR"].config}
-    seen = []
-    first = figures.Experiment("one", "One", arms, 1, report=lambda *told: seen.append(told) or [])
-    figures.reproduce(first, tmp_path)
-    monkeypatch.setattr(figures.run, "run", None)  # nothing is run again
-    written = figures.reproduce(replace(first, name="two", runs_of="one"), tmp_path)
-    assert [folder.name for _, folder, _ in seen] == ["one", "two"]
-    assert [path.name for path in written] == ["two.json"]
-
-
 def test_a_clip_shows_what_is_seen_beside_the_abstract_state(tmp_path, monkeypatch):
     labels, frames = [], []
     monkeypatch.setattr(clip, "captioned", lambda image, *label: labels.append(label) or image)
     monkeypatch.setattr(clip.imageio, "imwrite", lambda out, images, **_: frames.append(images))
-    shown = clip.render(results()["CRAR"], tmp_path / "clip.gif", task=1, size=40)
+    shown = clip.render(result(), tmp_path / "clip.gif", task=1, size=40)
     assert [episode["name"] for episode in shown["episodes"]] == ["depth 0"]
     episode = shown["episodes"][0]
     assert episode["length"] == len(episode["actions"]) == 500

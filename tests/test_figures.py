@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from metadyna.errors import UserError
 from metadyna.experiments import figures
 from metadyna.experiments.figures import Experiment, Measurement
+from metadyna.experiments.records import Study
 from tests.tiny import TINY, compiled_once  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -122,3 +124,53 @@ def test_a_damaged_measurement_is_named(content, tmp_path):
     (tmp_path / "squares" / "seed-0.json").write_text(content)
     with pytest.raises(UserError, match=r"seed-0.json is damaged; remove it to measure again"):
         figures.reproduce(Measurement("squares", "Squares", Squares(), 2, "value"), tmp_path)
+
+
+def length(result):
+    return {"steps": result.steps, "seed": result.config.seed}
+
+
+def listed(records, folder, name):
+    reports.append((folder.name, records))
+    return []
+
+
+reports = []
+STUDY = Study("study", "Two arms", {"first arm": ARM, "second": replace(ARM, chunk=6)}, 2, length, listed)
+
+
+def test_a_study_needs_records_and_no_runs_to_be_drawn_again(tmp_path, monkeypatch):
+    reports.clear()
+    (path,) = figures.reproduce(STUDY, tmp_path, seeds=1, only="second", first_seed=1)
+    assert path == tmp_path / "study" / "second" / "seed-1.json"
+    assert [place.name for place in (tmp_path / "study").iterdir()] == ["second"]
+    assert reports == []
+    before = json.loads(path.read_text())
+    assert before["settings"]["chunk"] == 6
+    figures.reproduce(STUDY, tmp_path)
+    assert json.loads(path.read_text()) == before
+    ((_, records),) = reports
+    assert {arm: [one["seed"] for one in each] for arm, each in records.items()} == {
+        "first arm": [0, 1],
+        "second": [0, 1],
+    }
+    assert all(one["steps"] >= TINY.steps for each in records.values() for one in each)
+
+    for folder in (tmp_path / "study").glob("*/seed-?"):
+        shutil.rmtree(folder)
+    monkeypatch.setattr(figures.run, "run", None)  # nothing is run again
+    figures.reproduce(replace(STUDY, name="other", runs_of="study"), tmp_path)
+    assert reports[1] == ("other", records)
+    changed = replace(STUDY, arms={"second": replace(ARM, chunk=7)})
+    with pytest.raises(UserError, match="was measured with"):
+        figures.reproduce(changed, tmp_path)
+
+
+def test_what_only_a_study_can_do_is_refused_elsewhere(tmp_path):
+    with pytest.raises(UserError, match="the arms of tiny run together"):
+        figures.reproduce(EXPERIMENT, tmp_path, only="second")
+    with pytest.raises(UserError, match="--first-seed goes with --only"):
+        figures.reproduce(STUDY, tmp_path, first_seed=1)
+    with pytest.raises(UserError, match="unknown arm 'third'"):
+        figures.reproduce(STUDY, tmp_path, only="third")
+    assert list(tmp_path.iterdir()) == []

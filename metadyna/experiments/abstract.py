@@ -17,6 +17,7 @@ from metadyna import plot, run, stats
 from metadyna.data import random_transitions
 from metadyna.envs.catcher import SIDE, Catcher
 from metadyna.envs.maze import SimpleMaze
+from metadyna.experiments.records import Measured
 from metadyna.improve.slopes import distance
 from metadyna.models.abstract import Abstract
 from metadyna.models.sight import sight
@@ -29,83 +30,107 @@ EPSILON = 0.1
 BASELINE = "CRAR"
 DEEPEST = 5
 
-Results = Mapping[str, run.Result]
+Records = Mapping[str, Sequence[Measured]]
+"""What was measured of every seed, by arm."""
 
 
-def panels(results: Results, folder: Path, name: str) -> list[Path]:
-    """Curves of every arm by distance and evaluation depth, and a table of the final scores."""
-    picture, table = folder / f"{name}.png", folder / f"{name}.csv"
-    rows = {"cosine": ("cosine", BASELINE), "L2": ("L2", BASELINE)}
-    depths = next(iter(results.values())).config.system.episode_names
-    shown = {f"eval/episode_{i}/return": depth for i, depth in enumerate(depths)}
-    grid = {
-        (row, title): ({arm: r.folder for arm, r in results.items() if arm.startswith(kinds)}, metric)
-        for row, kinds in rows.items()
-        for metric, title in shown.items()
+def measure(result: run.Result) -> Measured:
+    """Of one seed in the labyrinths: its curve, the scores of its last weights, and what its model knows by depth.
+
+    Scores are means over all test tasks, by depth and probability of a random action. The deepest plan is tried with
+    random actions only: agents that go in circles make every episode a full one.
+    """
+    system: Any = result.config.system
+    rows = [row for row in result.metrics if "eval/return" in row]
+    curve = {name: [row[f"eval/episode_{i}/return"] for row in rows] for i, name in enumerate(system.episode_names)}
+    scores = {_cell(d, system.acting.epsilon): curve[f"depth {d}"][-1] for d in system.acting.depths}
+    for cell in [*((depth, EPSILON) for depth in DEPTHS), *((depth, 0.0) for depth in system.acting.depths)]:
+        if _cell(*cell) not in scores:
+            scores[_cell(*cell)] = _score(result, *cell)
+    return {
+        "updates": result.steps,
+        "minutes": round(result.metrics[-1]["time/seconds"] / 60, 1),
+        "curve": {"updates": [row["step"] for row in rows], **curve},
+        "scores": scores,
+        "by_depth": {name: values.tolist() for name, values in _by_depth(result).items()},
     }
-    plot.panels(grid, picture, "Return on mazes never seen, by evaluation depth", "updates")
-    _tabulate(results, table, DEPTHS)
-    return [picture, table]
 
 
-def controls(results: Results, folder: Path, name: str) -> list[Path]:
-    """Curves of every arm at its deepest plan, and a table of the final scores."""
-    picture, table = folder / f"{name}.png", folder / f"{name}.csv"
-    title, folders = "Return on mazes never seen, planning ahead", {arm: [r.folder] for arm, r in results.items()}
-    plot.learning_curves(folders, picture, title=title, xlabel="updates")
-    _tabulate(results, table, ())
-    return [picture, table]
+def _cell(depth: int, epsilon: float) -> str:
+    return f"depth {depth}, epsilon {epsilon:g}"
 
 
-def _tabulate(results: Results, out: Path, more_depths: Sequence[int]) -> None:
-    """Every arm's score by depth and ε, and its lead over the baseline on the same tasks and seeds.
-
-    At `more_depths` only with random actions: agents that go in circles make every episode a full one.
-    """
-    system: Any = next(iter(results.values())).config.system
-    depths = system.acting.depths
-    cells = [*((d, EPSILON) for d in sorted({*depths, *more_depths})), *((d, 0.0) for d in depths)]
-    with out.open("w", newline="") as file:
-        rows = csv.writer(file)
-        columns = "arm depth epsilon seeds tasks mean_return low_95 high_95 lead lead_low_95 lead_high_95 returns"
-        rows.writerow(columns.split())
-        for (depth, epsilon), (arm, result) in itertools.product(cells, results.items()):
-            scores = final_scores(result, depth, epsilon)
-            means = scores.mean(axis=1)
-            lead = stats.paired_difference(means, final_scores(results[BASELINE], depth, epsilon).mean(axis=1))
-            numbers = [means.mean(), *stats.bootstrap_interval(means, stats.mean), *lead]
-            listed = " ".join(f"{value:.3f}" for value in means)
-            rows.writerow([arm, depth, epsilon, *scores.shape, *(f"{number:.3f}" for number in numbers), listed])
-
-
-def final_scores(result: run.Result, depth: int, epsilon: float) -> Float[np.ndarray, "seeds tasks"]:
-    """Return of an episode of every test task, planned to some depth, with the last weights of each seed.
-
-    Kept beside the run, since a deep plan for every step of 200 tasks takes minutes.
-    """
-    kept = result.folder / f"scores-step-{result.steps}-depth-{depth}-epsilon-{epsilon:g}.npy"
-    if kept.exists():
-        return np.load(kept, allow_pickle=False)
+def _score(result: run.Result, depth: int, epsilon: float) -> float:
+    """Mean return over all test tasks, planned to some depth with the last weights."""
     system: Any = result.config.system
     acting = replace(system.acting, depths=(depth,), epsilon=epsilon)
     program = run.build(replace(result.config, system=replace(system, acting=acting)))
-    scores = np.asarray(program.evaluate(program.place(result.state)).returns)[:, 0]
-    np.save(kept, scores)
-    return scores
+    return float(np.mean(program.evaluate(program.place(result.state)).returns))
+
+
+def _by_depth(result: run.Result) -> dict[str, np.ndarray]:
+    model = jax.tree.map(lambda x: x[0], result.params)
+    return jax.device_get(depth_report(model, result.program.family, jax.random.key(result.config.seed)))
+
+
+def panels(records: Records, folder: Path, name: str) -> list[Path]:
+    """Curves of every arm by distance and evaluation depth, and a table of the final scores."""
+    picture, table = folder / f"{name}.png", folder / f"{name}.csv"
+    rows = {"cosine": ("cosine", BASELINE), "L2": ("L2", BASELINE)}
+    grid = {
+        (row, f"depth {depth}"): {arm: _curve(each, depth) for arm, each in records.items() if arm.startswith(kinds)}
+        for row, kinds in rows.items()
+        for depth in DEPTHS
+    }
+    plot.panels(grid, picture, "Return on mazes never seen, by evaluation depth", "updates")
+    _tabulate(records, table)
+    return [picture, table]
+
+
+def _curve(each: Sequence[Measured], depth: int) -> tuple[Sequence[int], Float[np.ndarray, "seeds points"]]:
+    """Updates and scores; where no curve was drawn, the last ones."""
+    if f"depth {depth}" in each[0]["curve"]:
+        return each[0]["curve"]["updates"], np.array([one["curve"][f"depth {depth}"] for one in each])
+    return [each[0]["updates"]], np.array([[one["scores"][_cell(depth, EPSILON)]] for one in each])
+
+
+def controls(records: Records, folder: Path, name: str) -> list[Path]:
+    """Curves of every arm planned three steps ahead, and a table of the final scores."""
+    picture, table = folder / f"{name}.png", folder / f"{name}.csv"
+    curves = {arm: _curve(each, 3) for arm, each in records.items()}
+    updates, _ = next(iter(curves.values()))
+    arms = {arm: values for arm, (_, values) in curves.items()}
+    plot.lines(arms, updates, picture, "Return on mazes never seen, planning three steps ahead", "updates", "return")
+    _tabulate(records, table)
+    return [picture, table]
+
+
+def _tabulate(records: Records, out: Path) -> None:
+    """Every arm's score by depth and ε, and its lead over the baseline on the same tasks and seeds."""
+    header = "arm depth epsilon seeds mean_return low_95 high_95 lead lead_low_95 lead_high_95 returns"
+    with out.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(header.split(" "))
+        for cell, arm in itertools.product(records[BASELINE][0]["scores"], records):
+            scores, base = ([one["scores"][cell] for one in records[of]] for of in (arm, BASELINE))
+            interval, lead = stats.bootstrap_interval(scores, stats.mean), stats.paired_difference(scores, base)
+            numbers = [f"{number:.3f}" for number in (np.mean(scores), *interval, *lead)]
+            depth, epsilon = (part.split()[1] for part in cell.split(", "))
+            listed = " ".join(f"{value:.3f}" for value in scores)
+            rows.writerow([arm, depth, epsilon, len(scores), *numbers, listed])
 
 
 # ----------------------------------------------------------------------------------------- what the model knows
 
 
-def slopes(results: Results, folder: Path, name: str) -> list[Path]:
+def slopes(records: Records, folder: Path, name: str) -> list[Path]:
     """By depth: how far the slope of Q agrees with the plan's, how wrong the model is, how far plan and Q differ."""
-    found = {arm: [_by_depth(result, i) for i in range(result.config.seeds)] for arm, result in results.items()}
     table, written = folder / f"{name}.csv", []
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["arm", "quantity", "depth", "seeds", "mean", "low_95", "high_95", "values"])
         for quantity, label in _QUANTITIES.items():
-            arms = {arm: np.stack([one[quantity] for one in each]) for arm, each in found.items()}
+            arms = {arm: np.array([one["by_depth"][quantity] for one in each]) for arm, each in records.items()}
             picture = folder / f"{name}-{quantity}.png"
             plot.lines(arms, range(DEEPEST + 1), picture, label, "depth of the plan", quantity.replace("-", " "))
             written.append(picture)
@@ -123,11 +148,6 @@ _QUANTITIES = {
     "model-error": "Distance of the imagined from the true abstract state, relative to unrelated states'",
     "plan-gap": "Mean |plan - Q|",
 }
-
-
-def _by_depth(result: run.Result, seed: int) -> dict[str, np.ndarray]:
-    model = jax.tree.map(lambda x: x[seed], result.params)
-    return jax.device_get(depth_report(model, result.program.family, jax.random.key(seed)))
 
 
 def depth_report(
@@ -174,40 +194,47 @@ def _mean_distance(x: Float[Array, "B *abstract"], y: Float[Array, "B *abstract"
 # ------------------------------------------------------------------------------------------------ portraits
 
 
-def portraits(results: Results, folder: Path, name: str) -> list[Path]:
-    """Every state of each arm's task as a point of its abstract space, with the transitions that the model predicts.
+def portray(result: run.Result) -> Measured:
+    """Every state of a small task as a point of its abstract space, and where each action is predicted to lead."""
+    model = jax.tree.map(lambda x: x[0], result.params)
+    env = result.program.family.env
+    obs, shade = everything(env)
+    points, targets = jax.device_get(_predicted(env, model, obs))
+    return {
+        "points": points.tolist(),
+        "targets": targets.tolist(),
+        "shade": shade.tolist(),
+        "actions": list(env.action_names),
+        "distances": _precision(model, result.program.family, points),
+    }
+
+
+def portraits(records: Records, folder: Path, name: str) -> list[Path]:
+    """Each arm's first seed: its states as points of the abstract space, with the transitions that the model predicts.
 
     A table says how far points lie apart, beside how wrong the model is about a step.
     """
-    written, found = [], {}
-    for arm, result in results.items():
-        model = jax.tree.map(lambda x: x[0], result.params)
-        env = result.program.family.env
-        obs, shade = everything(env)
-        points, targets = jax.device_get(_predicted(env, model, obs))
-        picture = folder / f"{name}-{arm.replace(' ', '-')}.png"
-        plot.space(points, targets, shade, env.action_names, picture, f"{arm}: {len(points)} states")
-        table = picture.with_suffix(".csv")
-        header = ",".join(["shade", *(f"x{i}" for i in range(points.shape[1]))])
-        np.savetxt(table, np.column_stack([shade, points]), "%.5g", ",", header=header, comments="")
-        written += [picture, table]
-        found[arm] = _precision(model, result.program.family, points)
-    summary = folder / f"{name}.csv"
+    written, summary = [], folder / f"{name}.csv"
     with summary.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["arm", "distance", "least", "median", "largest"])
-        for arm, distances in found.items():
-            for label, values in distances.items():
-                if len(values):
-                    shown = np.min(values), np.median(values), np.max(values)
-                    rows.writerow([arm, label, *(f"{value:.3g}" for value in shown)])
+        for arm, (first, *_) in records.items():
+            points, targets, shade = (np.array(first[key]) for key in ("points", "targets", "shade"))
+            picture = folder / f"{name}-{arm.replace(' ', '-')}.png"
+            plot.space(points, targets, shade, first["actions"], picture, f"{arm}: {len(points)} states")
+            table = picture.with_suffix(".csv")
+            header = ",".join(["shade", *(f"x{i}" for i in range(points.shape[1]))])
+            np.savetxt(table, np.column_stack([shade, points]), "%.5g", ",", header=header, comments="")
+            written += [picture, table]
+            for label, values in first["distances"].items():
+                rows.writerow([arm, label, *(f"{value:.3g}" for value in values)])
     return [*written, summary]
 
 
 def _precision(
     model: Abstract, family: Family, points: Float[np.ndarray, "N width"], steps: int = 5_000
-) -> dict[str, Float[np.ndarray, "n"]]:
-    """Distances in the abstract space: between states, and of predictions for a random walk."""
+) -> dict[str, list[float]]:
+    """Least, median and largest distances in the abstract space: of states, and of predictions on a random walk."""
     walk = random_transitions(family.env, family.train, steps, jax.random.key(0))
     see = sight(family.env)
     x, next_x = see(model.encoder, walk.obs), see(model.encoder, walk.next_obs)
@@ -216,11 +243,13 @@ def _precision(
     moved = np.any(np.asarray(walk.obs != walk.next_obs).reshape(steps, -1), axis=1)
     apart = np.linalg.norm(points[:, None] - points, axis=-1) + np.diag(np.full(len(points), np.inf))
     move, error = (np.linalg.norm(predicted - other, axis=1) for other in (x, next_x))
-    return {
+    distances = {
         "nearest other state": apart.min(axis=1),
         "predicted from true next state": error[alive & moved],
         "predicted move where nothing moves": move[alive & ~moved],
     }
+    summaries = {name: (np.min, np.median, np.max) for name, values in distances.items() if len(values)}
+    return {name: [float(of(distances[name])) for of in each] for name, each in summaries.items()}
 
 
 def everything(env: Any) -> tuple[Array, np.ndarray]:

@@ -15,6 +15,7 @@ from metadyna.config import Config, to_dict
 from metadyna.errors import UserError, unknown
 from metadyna.experiments import abstract
 from metadyna.experiments.presets import PRESETS
+from metadyna.experiments.records import Study, kept
 from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
 from metadyna.improve.slopes import Distance
 from metadyna.models.fit import Fit
@@ -25,7 +26,7 @@ from metadyna.systems.sac import SoftActorCritic
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms that share a task, compared by their evaluation return."""
+    """Arms that share a task, compared by their evaluation return; the seeds of an arm run in company."""
 
     name: str
     title: str
@@ -33,10 +34,6 @@ class Experiment:
     seeds: int
     log_steps: bool = False
     """Whether the curves are drawn over the logarithm of steps."""
-    report: Callable[[Mapping[str, run.Result], Path, str], list[Path]] | None = None
-    """What is drawn and tabulated from the finished arms in a folder, under the experiment's name; None: `write`."""
-    runs_of: str | None = None
-    """Name of an experiment whose runs these are, if it has them already."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,10 @@ class Figure:
     """A named figure and its experiment at each budget."""
 
     title: str
-    budgets: Mapping[str, Experiment | Measurement]
+    budgets: Mapping[str, Experiment | Measurement | Study]
 
 
-def find(name: str, budget: str) -> Experiment | Measurement:
+def find(name: str, budget: str) -> Experiment | Measurement | Study:
     """Look an experiment up."""
     if name not in FIGURES:
         raise unknown("figure", name, FIGURES)
@@ -71,19 +68,40 @@ def find(name: str, budget: str) -> Experiment | Measurement:
     return FIGURES[name].budgets[budget]
 
 
-def reproduce(experiment: Experiment | Measurement, out: Path, seeds: int | None = None) -> list[Path]:
-    """Run what is missing, then draw, tabulate and record it; returns the paths of what was written."""
-    count = experiment.seeds if seeds is None else seeds
+def reproduce(
+    experiment: Experiment | Measurement | Study,
+    out: Path,
+    seeds: int | None = None,
+    only: str | None = None,
+    first_seed: int = 0,
+) -> list[Path]:
+    """Run what is missing, then draw, tabulate and record it; returns the paths of what was written.
+
+    With `only`, the name of an arm of a `Study`, just that arm's seeds from the first on are run, and nothing is drawn.
+    """
+    count, out = experiment.seeds if seeds is None else seeds, Path(out)
+    if only is not None:
+        if not isinstance(experiment, Study):
+            raise UserError(f"the arms of {experiment.name} run together; --only is for figures whose seeds run alone")
+        for seed in range(first_seed, first_seed + count):
+            experiment.conduct(out, only, seed)
+        return [experiment.record(out, only, seed) for seed in range(first_seed, first_seed + count)]
+    if first_seed:
+        raise UserError("a figure is drawn of seeds 0, 1, …; --first-seed goes with --only")
     least = min(2, experiment.seeds)
     if count < least:
         reason = "gives no interval" if least == 2 else "runs nothing"
         raise UserError(f"seeds = {count} {reason}; reproduce needs at least {least}")
-    folder, started = Path(out) / experiment.name, time.monotonic()
+    folder = out / experiment.name
     if isinstance(experiment, Measurement):
         return _measure(experiment, folder, count)
-    results, runs = {}, Path(out) / (experiment.runs_of or experiment.name)
+    if isinstance(experiment, Study):
+        records = {arm: [experiment.conduct(out, arm, seed) for seed in range(count)] for arm in experiment.arms}
+        folder.mkdir(parents=True, exist_ok=True)
+        return experiment.report(records, folder, experiment.name)
+    results, started = {}, time.monotonic()
     for arm, config in experiment.arms.items():
-        place = runs / arm.replace(" ", "-")
+        place = folder / arm.replace(" ", "-")
         print(f"{arm}: {place}")
         config = replace(config, seeds=count)
         begun = (place / "config.json").exists()
@@ -91,12 +109,7 @@ def reproduce(experiment: Experiment | Measurement, out: Path, seeds: int | None
         if results[arm].interrupted:
             print(f"interrupted during '{arm}'; the same command goes on from there")
             raise KeyboardInterrupt
-    folder.mkdir(parents=True, exist_ok=True)
-    if experiment.report is None:
-        return write(experiment, results, folder, (time.monotonic() - started) / 60)
-    written = experiment.report(results, folder, experiment.name)
-    minutes = (time.monotonic() - started) / 60
-    return [*written, _keep_record(experiment, results, folder, minutes)]
+    return write(experiment, results, folder, (time.monotonic() - started) / 60)
 
 
 def write(experiment: Experiment, results: Mapping[str, run.Result], folder: Path, minutes: float) -> list[Path]:
@@ -123,22 +136,16 @@ def write(experiment: Experiment, results: Mapping[str, run.Result], folder: Pat
             rows.writerow(
                 [arm, len(values), results[arm].steps, f"{np.mean(values):.4f}", f"{low:.4f}", f"{high:.4f}", each]
             )
-    return [curves, bars, table, _keep_record(experiment, results, folder, minutes)]
-
-
-def _keep_record(experiment: Experiment, results: Mapping[str, run.Result], folder: Path, minutes: float) -> Path:
-    """Write down what was run, with what, and for how long."""
-    first = next(iter(experiment.arms.values()))
     record = folder / f"{experiment.name}.json"
     found = {
         "figure": experiment.name,
         "minutes_of_this_call": round(minutes, 1),
-        "references": envs.make(first.task).references(),
+        "references": references,
         "environment": runinfo.environment_record(),
         "arms": {arm: to_dict(result.config) for arm, result in results.items()},
     }
     record.write_text(json.dumps(found, indent=2) + "\n")
-    return record
+    return [curves, bars, table, record]
 
 
 def _measure(experiment: Measurement, folder: Path, seeds: int) -> list[Path]:
@@ -167,23 +174,12 @@ def _measure(experiment: Measurement, folder: Path, seeds: int) -> list[Path]:
 
 def _measured(experiment: Measurement, place: Path, seed: int) -> dict[str, Any]:
     """What was found for a seed, from its file if there is one."""
-    settings, started = repr(experiment.measure), time.monotonic()
-    if not place.exists():
+
+    def find() -> Mapping[str, Any]:
         print(f"seed {seed}: {place}")
-        found = {"seed": seed, "settings": settings, "measured": experiment.measure(seed)}
-        found |= {"minutes": round((time.monotonic() - started) / 60, 2), "environment": runinfo.environment_record()}
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_suffix(".partial")  # whatever bears the name is complete
-        partial.write_text(json.dumps(found, indent=2) + "\n")
-        partial.replace(place)
-    try:
-        found = json.loads(place.read_text())
-        before = found["settings"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{place} is damaged; remove it to measure again") from None
-    if before != settings:
-        raise UserError(f"{place} was measured with {before}, not {settings}; remove it to measure again")
-    return found
+        return experiment.measure(seed)
+
+    return kept(place, seed, repr(experiment.measure), find)
 
 
 def _dream_bus(name: str, base: Config, seeds: int) -> Experiment:
@@ -237,9 +233,7 @@ def _half_cheetah(name: str, seeds: int) -> Experiment:
     return Experiment(name, "HalfCheetah-v5: the first 10,000 steps", arms, seeds)
 
 
-def _gradient_matching(
-    name: str, seeds: int, steps: int, trained: tuple[int, ...], planned: tuple[int, ...]
-) -> Experiment:
+def _gradient_matching(name: str, seeds: int, steps: int, trained: tuple[int, ...], planned: tuple[int, ...]) -> Study:
     """CRAR beside GMAS with both distances, each at some depths of training, on the same data and test mazes."""
     base, acting = replace(PRESETS["crar"]["fast"], steps=steps), TreeActing(depths=planned)
     crar: Any = base.system
@@ -252,16 +246,16 @@ def _gradient_matching(
             arms[f"{distance.replace('l2', 'L2')} {depth}"] = system
     title = "CRAR and GMAS on the labyrinths"
     configs = {arm: replace(base, system=system) for arm, system in arms.items()}
-    return Experiment(name, title, configs, seeds, report=abstract.panels)
+    return Study(name, title, configs, seeds, abstract.measure, abstract.panels)
 
 
-def _slopes_of(runs: Experiment, name: str) -> Experiment:
-    """What the models of another experiment know."""
+def _slopes_of(runs: Study, name: str) -> Study:
+    """What the models of another study know."""
     return replace(runs, name=name, report=abstract.slopes, runs_of=runs.name)
 
 
-def _controls_of(runs: Experiment, name: str) -> Experiment:
-    """CRAR with what should help and what should not, beside the baseline of another experiment."""
+def _controls_of(runs: Study, name: str) -> Study:
+    """CRAR with what should help and what should not, beside the baseline of another study."""
     base = runs.arms[abstract.BASELINE]
     crar: Any = base.system
     more = replace(crar.data, transitions=200_000)
@@ -272,12 +266,12 @@ def _controls_of(runs: Experiment, name: str) -> Experiment:
         "rate 0.0005": replace(crar, learning=replace(crar.learning, learning_rate=5e-4)),
     }
     configs = {arm: replace(base, system=system) for arm, system in arms.items()}
-    return Experiment(name, "Controls of CRAR", configs, runs.seeds, report=abstract.controls, runs_of=runs.name)
+    return Study(name, "Controls of CRAR", configs, runs.seeds, abstract.measure, abstract.controls, runs_of=runs.name)
 
 
-def _portraits(name: str) -> Experiment:
+def _portraits(name: str) -> Study:
     arms = {"simple maze": PRESETS["crar"]["simple-maze"], "catcher": PRESETS["crar"]["catcher"]}
-    return Experiment(name, "Abstract spaces of CRAR", arms, 1, report=abstract.portraits)
+    return Study(name, "Abstract spaces of CRAR", arms, 1, abstract.portray, abstract.portraits)
 
 
 LABYRINTHS = _gradient_matching("gmas-fig1", 5, 30_000, (1, 3), (0, 1, 3))
