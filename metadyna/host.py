@@ -21,13 +21,27 @@ class HostCollector:
 
     def episodes(self, act: ActFn, params: Any, carry: Any, tasks: Any, key: PRNGKeyArray) -> Transition:
         """Play one episode per task, [T, B] with T the horizon; steps after the end are padding."""
-        tasks = jax.tree.map(np.asarray, tasks)
+        return self._play(act, params, carry, jax.tree.map(np.asarray, tasks), key)
+
+    def episodes_of_each(self, act: ActFn, params: Any, tasks: Any, count: int, key: PRNGKeyArray) -> Transition:
+        """Play `count` episodes of every task [M], every task with weights of its own [M, ...]: [T, M, count].
+
+        For agents without memory.
+        """
+        groups = jax.tree.leaves(tasks)[0].shape[0]
+        tasks = jax.tree.map(lambda x: np.repeat(np.asarray(x), count, axis=0), tasks)
+        played = self._play(act, params, (), tasks, key, groups)
+        return jax.tree.map(lambda x: x.reshape(x.shape[0], groups, count, *x.shape[2:]), played)
+
+    def _play(
+        self, act: ActFn, params: Any, carry: Any, tasks: Any, key: PRNGKeyArray, groups: int | None = None
+    ) -> Transition:
         batch = jax.tree.leaves(tasks)[0].shape[0]
         k_reset, k_act = jax.random.split(key)
         state, timestep = self.env.reset(tasks, _seeds(k_reset, batch), None, np.ones(batch, bool))
         running, steps = np.ones(batch, bool), []
         for time in range(self.env.spec.horizon):
-            action, carry, extras = _act(act, params, carry, timestep, k_act, time)
+            action, carry, extras = _act(act, params, carry, timestep, k_act, time, groups)
             state, after = self.env.step(tasks, state, np.asarray(action))
             steps.append(_transition(timestep, action, after, extras))
             timestep = after
@@ -82,13 +96,24 @@ class HostCollector:
         return jax.tree.map(np.asarray, jax.vmap(self.tasks.sample)(jax.random.split(key, batch)))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 6))
 def _act(
-    act: ActFn, params: Any, carry: Any, timestep: TimeStep, key: PRNGKeyArray, time: Int[Array, ""] | int
+    act: ActFn,
+    params: Any,
+    carry: Any,
+    timestep: TimeStep,
+    key: PRNGKeyArray,
+    time: Int[Array, ""] | int,
+    groups: int | None = None,
 ) -> tuple[Array, Any, Any]:
-    """Act for all copies at once."""
-    keys = jax.random.split(jax.random.fold_in(key, time), timestep.first.shape[0])
-    return jax.vmap(act, in_axes=(None, 0, 0, 0))(params, carry, timestep, keys)
+    """Act for all copies at once; in `groups` of equal size, each with weights of its own, where that is given."""
+    batch = timestep.first.shape[0]
+    keys = jax.random.split(jax.random.fold_in(key, time), batch)
+    of_copies = jax.vmap(act, in_axes=(None, 0, 0, 0))
+    if groups is None:
+        return of_copies(params, carry, timestep, keys)
+    seen = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), (carry, timestep, keys))
+    return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), jax.vmap(of_copies)(params, *seen))
 
 
 def _transition(before: TimeStep, action: Array, after: TimeStep, extras: Any) -> Transition:

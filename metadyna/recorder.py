@@ -1,5 +1,6 @@
 """A collector that keeps the states that its episodes go through, which agents do not see but pictures need."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,18 +19,30 @@ class Recorder:
         self.begin, self.collect, self.repeat = collector.begin, collector.collect, collector.repeat
         self._watched: Collector = replace(collector, env=_Watched(collector.env))
         self.states: list[Any] = []
-        """Of each call of `episodes`: the states before the first and after every step, [T + 1, B]."""
+        """Of each call: the states before the first and after every step, [T + 1, B]."""
 
     def episodes(self, act: ActFn, params: Any, carry: Any, tasks: Any, key: PRNGKeyArray) -> Transition:
         """One padded episode per task, [T, B], as without a recorder."""
+        return self._keep(self._watched.episodes(_blindfolded(act), params, carry, tasks, key), lambda x: x)
 
-        def blindfolded(params: Any, carry: Any, timestep: TimeStep, key: PRNGKeyArray) -> Any:
-            return act(params, carry, timestep._replace(obs=timestep.obs[0]), key)
+    def episodes_of_each(self, act: ActFn, params: Any, tasks: Any, count: int, key: PRNGKeyArray) -> Transition:
+        """As without a recorder, [T, M, count]; the states kept are those of every task's first episode."""
+        made = self._watched.episodes_of_each(_blindfolded(act), params, tasks, count, key)
+        return self._keep(made, lambda x: x[:, :, 0])
 
-        made = self._watched.episodes(blindfolded, params, carry, tasks, key)
+    def _keep(self, made: Transition, choose: Callable[[Any], Any]) -> Transition:
         (obs, first), (next_obs, later) = made.obs, made.next_obs
-        self.states.append(jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y]), first, later))
+        self.states.append(jax.tree.map(lambda x, y: choose(jnp.concatenate([x[:1], y])), first, later))
         return made._replace(obs=obs, next_obs=next_obs)
+
+
+def _blindfolded(act: ActFn) -> ActFn:
+    """Act without seeing the state."""
+
+    def acting(params: Any, carry: Any, timestep: TimeStep, key: PRNGKeyArray) -> Any:
+        return act(params, carry, timestep._replace(obs=timestep.obs[0]), key)
+
+    return acting
 
 
 class _Watched(HostEnv):

@@ -32,6 +32,16 @@ class DeviceCollector:
         play = jax.vmap(self._episode, in_axes=(None, None, 0, 0, 0), out_axes=1)
         return play(act, params, carry, tasks, keys)
 
+    def episodes_of_each(self, act: ActFn, params: Any, tasks: Any, count: int, key: PRNGKeyArray) -> Transition:
+        """Play `count` episodes of every task [M], every task with weights of its own [M, ...]: [T, M, count].
+
+        For agents without memory.
+        """
+        keys = jax.random.split(key, (jax.tree.leaves(tasks)[0].shape[0], count))
+        play = jax.vmap(self._episode, in_axes=(None, None, None, None, 0), out_axes=1)
+        play = jax.vmap(play, in_axes=(None, 0, None, 0, 0), out_axes=1)
+        return play(act, params, (), tasks, keys)
+
     def _episode(self, act: ActFn, params: Any, carry: Any, task: Any, key: PRNGKeyArray) -> Transition:
         def step(state: tuple[Any, TimeStep, Any], keys: Array) -> tuple[tuple[Any, TimeStep, Any], Transition]:
             env_state, timestep, carry = state

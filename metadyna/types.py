@@ -285,6 +285,10 @@ class Collector(Protocol):
         """One padded episode per task, [T, B]."""
         ...
 
+    def episodes_of_each(self, act: Any, params: Any, tasks: Any, count: int, key: PRNGKeyArray) -> Transition:
+        """Some padded episodes per task [M], each task with weights of its own [M, ...]: [T, M, count]."""
+        ...
+
     def begin(self, carry: Any, batch: int, key: PRNGKeyArray) -> Collected:
         """Start `batch` copies on training tasks; `carry` is the agent's memory, batched alike."""
         ...

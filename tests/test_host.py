@@ -336,6 +336,26 @@ def test_host_and_device_play_the_same_episodes():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[valid], np.asarray(y)[valid], atol=1e-6), host, device)
 
 
+@pytest.mark.parametrize("kind", BOTH)
+def test_every_task_is_played_by_weights_of_its_own(kind):
+    """Three episodes each: the action is the weight, plus noise that no two copies share."""
+
+    def act(params, carry, timestep, key):
+        return params[None] + 0.1 * jax.random.uniform(key, (1,)), carry, timestep.obs[:1]
+
+    tasks = Count(jnp.array([2, 4]), jnp.arange(2))
+    played = BOTH[kind].episodes_of_each(act, jnp.array([3.0, 5.0]), tasks, 3, KEY)
+    assert jax.tree.map(np.shape, played).action == (5, 2, 3, 1)
+    np.testing.assert_array_equal(episode_returns(played), [[3] * 3, [10] * 3])
+    valid = np.asarray(valid_steps(played.last))
+    np.testing.assert_array_equal(valid.sum(axis=0), [[2] * 3, [4] * 3])
+    actions, number = (np.asarray(x)[..., 0] for x in (played.action, played.extras))
+    wanted = np.broadcast_to(np.array([3.0, 5.0])[None, :, None], actions.shape)
+    assert ((actions >= wanted) & (actions <= wanted + 0.1))[valid].all()
+    np.testing.assert_array_equal(number[valid], np.broadcast_to([[[0], [1]]], valid.shape)[valid])
+    assert len(np.unique(actions[valid])) == valid.sum()
+
+
 # --- the host alone
 
 

@@ -69,3 +69,21 @@ def test_every_call_is_kept_and_the_rest_is_the_collector():
     assert first.physics.shape == second.physics.shape == (31, 1, 2)
     assert (first.physics != second.physics).all()
     assert (recorder.begin, recorder.collect) == (collector.begin, collector.collect)
+
+
+@pytest.mark.parametrize("name", ["navigation", "inverted-pendulum"])
+def test_of_several_episodes_of_a_task_the_first_is_kept(name):
+    family = make(name)
+    collector = (HostCollector if isinstance(family.env, HostEnv) else DeviceCollector)(family.env, family.train)
+    tasks = jax.tree.map(lambda x: x[:BATCH], family.test.enumerate())
+
+    def memoryless(params, carry, timestep, key):
+        return params * jnp.ones(timestep.prev_action.shape), carry, ()
+
+    recorder, weights = Recorder(collector), jnp.array([0.1, 0.2, 0.3])
+    plain, recorded = (c.episodes_of_each(memoryless, weights, tasks, 2, KEY) for c in (collector, recorder))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), plain, recorded)
+    states = recorder.states[0]
+    assert all(leaf.shape[:2] == (family.env.spec.horizon + 1, BATCH) for leaf in jax.tree.leaves(states))
+    if name == "navigation":
+        np.testing.assert_allclose(states.physics[1:], recorded.next_obs[:, :, 0], atol=1e-6)

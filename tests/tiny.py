@@ -13,6 +13,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from metadyna import run, runinfo
+from metadyna.adapt.gradient import GradientSteps
 from metadyna.checkpoint import state_sha256
 from metadyna.config import Config
 from metadyna.gathering import Gathering
@@ -30,6 +31,7 @@ from metadyna.search.random import RandomShooting
 from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
 from metadyna.systems.gmas import GMAS, ModelError
+from metadyna.systems.maml import EMAML, MAML, ProMP
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
@@ -54,7 +56,11 @@ FIT = Fit(batch=16, holdout=0.0, max_updates=10)
 PLANNER = MPC(search=CEM(population=10, elites=3, iterations=2), horizon=5)
 POLICY = SAC(widths=(8,), batch=16)
 
+FEW: Any = {"tasks": 2, "episodes": 1, "widths": (8,), "shown_steps": 1}
+
 CONTINUOUS = {
+    "e-maml": EMAML(**FEW),
+    "maml": MAML(**FEW, inner=GradientSteps(learnt_rates="step", steps=2), every_step=True),
     "mbpo": MBPO(
         learner=POLICY, model=MODEL, fit=FIT, refresh=10, branches=3, updates=2, warmup=20, capacity=100,
         horizon_end=3, horizon_from=20, horizon_until=60,
@@ -68,6 +74,7 @@ CONTINUOUS = {
         collect=20, warmup=20, capacity=200,
     ),
     "pets": PETS(model=MODEL, fit=FIT, planner=PLANNER, particles=2, collect=20, warmup=20, capacity=200),
+    "promp": ProMP(**FEW, updates=2),
     "ppo": ProximalPolicyOptimisation(learner=PPO(widths=(8,), minibatches=2, epochs=2), parallel=2, collect=20),
     "sac": SoftActorCritic(learner=POLICY, warmup=20, capacity=100),
     "trpo": TrustRegionPolicyOptimisation(widths=(8,), parallel=2, collect=20),
@@ -86,15 +93,22 @@ ABSTRACT = {
 """Systems for pictures and a few actions; their steps are updates."""
 
 
+ITERATION = {
+    "sac": 1, "mbpo": 10, "ppo": 40, "trpo": 40, "crar": 5, "gmas": 5,
+    "e-maml": 800, "maml": 1200, "promp": 800, ("maml", "inverted-pendulum"): 20,
+}  # fmt: skip
+"""Steps of an iteration, where they are not about 20."""
+
+
 def tiny(name: str, task: str = "pendulum", **changes: Any) -> Config:
     """A run of a tiny system: two episodes or so."""
-    iteration = {"sac": 1, "mbpo": 10, "ppo": 40, "trpo": 40, "crar": 5, "gmas": 5}.get(name, 20)
+    iteration = ITERATION.get((name, task), ITERATION.get(name, 20))
     config = Config(
         {**CONTINUOUS, **ABSTRACT}[name],
         task,
-        steps=80,
+        steps=max(80, 2 * iteration),
         chunk=max(1, 20 // iteration),
-        eval_every=40,
+        eval_every=max(40, iteration),
         checkpoint_seconds=0.0,
     )
     return replace(config, **changes)

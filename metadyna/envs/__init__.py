@@ -11,6 +11,8 @@ from metadyna.envs.control import (
     CartPoleSwingUp,
     Control,
     DoubleIntegrator,
+    Goals,
+    Navigation,
     OneTask,
     Pendulum,
     PointDirection,
@@ -100,6 +102,7 @@ CONTROLS: dict[str, Callable[[], Family]] = {
     "cartpole-balance": lambda: _control("cartpole-balance", CartPoleBalance(), OneTask(), OneTask()),
     "cartpole-swingup": lambda: _control("cartpole-swingup", CartPoleSwingUp(), OneTask(), OneTask()),
     "point-mass": lambda: _control("point-mass", PointMass(), OneTask(), OneTask(100)),
+    "navigation": lambda: _control("navigation", Navigation(), Goals(), Goals()),
     "double-integrator": lambda: _control("double-integrator", DoubleIntegrator(), Bodies(), Bodies()),
     "point-direction": lambda: _control("point-direction", PointDirection(), OneTask(), OneTask()),
 }

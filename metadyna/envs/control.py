@@ -332,6 +332,67 @@ class PointMass(KnownControl):
         return jnp.all(jnp.abs(next_obs) < 0.01)
 
 
+class Goal(NamedTuple):
+    """Where to go, in the plane."""
+
+    position: Float[Array, "*batch 2"]
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Goals uniform in a square around the origin; a split is a number of them, drawn once for all."""
+
+    half: float = 0.5
+    count: int = 100
+
+    def sample(self, key: PRNGKeyArray) -> Goal:
+        """Draw one goal."""
+        return Goal(jax.random.uniform(key, (2,), minval=-self.half, maxval=self.half))
+
+    def enumerate(self) -> Goal:
+        """The goals of the split."""
+        return jax.vmap(self.sample)(jax.random.split(jax.random.key(0), self.count))
+
+
+@dataclass(frozen=True)
+class Navigation(Control):
+    """Go to a goal in the plane that is not shown: what an episode pays is all there is to find it by.
+
+    The navigation of MAML (Finn et al. 2017, section 5.3; rewards as in its code, cbfinn/maml_rl). Observed is the
+    position, which starts at the origin. A step moves by up to 0.1 per axis and pays minus the distance from the goal
+    on arrival, so that standing still pays -38.3 on average. Ends where both coordinates are within 0.01 of it.
+    """
+
+    horizon: int = 100
+    reach: float = 0.1
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Two numbers in, two out."""
+        return EnvSpec(Box((2,)), Box((2,), -1.0, 1.0), self.horizon)
+
+    def start(self, task: Any, key: PRNGKeyArray) -> Float[Array, "2"]:
+        """At the origin."""
+        del task, key
+        return jnp.zeros(2)
+
+    def advance(self, task: Any, physics: Array, action: Array, key: PRNGKeyArray) -> Float[Array, "2"]:
+        """Move."""
+        del task, key
+        return physics + self.reach * action
+
+    def observe(self, task: Any, physics: Array) -> Float[Array, "2"]:
+        """Position."""
+        del task
+        return physics
+
+    def judge(self, task: Goal, before: Array, action: Array, after: Array) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+        """Pay minus the distance from the goal; arriving ends the episode."""
+        del before, action
+        away = after - task.position
+        return -jnp.sqrt(jnp.sum(away**2)), jnp.all(jnp.abs(away) < 0.01)
+
+
 class Body(NamedTuple):
     """Parameters of a double integrator: mass in kg, damping in N s/m."""
 

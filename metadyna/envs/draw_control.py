@@ -13,6 +13,7 @@ from metadyna.envs.control import (
     Control,
     ControlState,
     DoubleIntegrator,
+    Navigation,
     Pendulum,
     PointDirection,
     PointMass,
@@ -152,6 +153,14 @@ def _point_mass(sheet: _Sheet, env: Any, task: Any, physics: np.ndarray, action:
     sheet.disc(physics, 0.09, AGENT, INK)
 
 
+def _navigation(sheet: _Sheet, env: Any, task: Any, physics: np.ndarray, action: np.ndarray) -> None:
+    """The square that goals are drawn from, the goal, which the agent does not see, and the last move."""
+    sheet.box((-0.5, -0.5), (0.5, 0.5), FLOOR, LINES)
+    sheet.disc(task.position, 0.06, GOAL_FLOOR, GOAL)
+    sheet.arrow([physics, physics + 2 * env.reach * action])
+    sheet.disc(physics, 0.035, AGENT, INK)
+
+
 def _integrator(sheet: _Sheet, env: Any, task: Any, physics: np.ndarray, action: np.ndarray) -> None:
     """A body as large as its mass; the sheet goes along when it leaves, which the ticks tell."""
     x = physics[0]
@@ -193,6 +202,7 @@ SCENES: dict[type, _Scene] = {
     CartPoleBalance: _Scene(_balance, 2.7, 0.6),
     CartPoleSwingUp: _Scene(_swing_up, 2.8, 0.6),
     PointMass: _Scene(_point_mass, 2.3, 1.0),
+    Navigation: _Scene(_navigation, 1.0, 1.0),
     DoubleIntegrator: _Scene(_integrator, 1.5, 0.5),
     PointDirection: _Scene(_direction, 1.2, 0.6),
 }

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from metadyna.adapt.gradient import GradientSteps
 from metadyna.config import Config
 from metadyna.errors import unknown
 from metadyna.gathering import Gathering
@@ -19,6 +20,7 @@ from metadyna.search.cem import CEM
 from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
 from metadyna.systems.gmas import GMAS
+from metadyna.systems.maml import EMAML, MAML, ProMP
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
@@ -214,6 +216,16 @@ GMAS_FAST = replace(CRAR_FAST, system=GMAS(learning=_JOINT, data=_FEW, acting=_D
 GMAS_QUICK = replace(GMAS_FAST, steps=20_000, eval_every=5_000)
 """Minutes."""
 
+_NAVIGATION = GradientSteps(rate=0.5)
+
+MAML_NAVIGATION = Config(
+    system=MAML(inner=_NAVIGATION, tasks=20), task="navigation", steps=8_000_000, chunk=5, eval_every=800_000
+)
+"""100 iterations of the published navigation: step size 0.5, 20 tasks, 20 episodes before and after the step."""
+
+EMAML_NAVIGATION = replace(MAML_NAVIGATION, system=EMAML(inner=_NAVIGATION, tasks=20))
+PROMP_NAVIGATION = replace(MAML_NAVIGATION, system=ProMP(inner=_NAVIGATION, tasks=20))
+
 PRESETS: Mapping[str, Mapping[str, Config]] = {
     "crar": {
         "quick": CRAR_QUICK,
@@ -231,6 +243,9 @@ PRESETS: Mapping[str, Mapping[str, Config]] = {
         "code": CODE,
         "code-ff": CODE_FF,
     },
+    "e-maml": {"quick": EMAML_NAVIGATION},
+    "maml": {"quick": MAML_NAVIGATION},
+    "promp": {"quick": PROMP_NAVIGATION},
     "gmas": {"quick": GMAS_QUICK, "fast": GMAS_FAST, "paper": GMAS_PAPER},
     "sac": {"quick": SAC_QUICK, "paper": SAC_PAPER},
     "pets": {"quick": PETS_QUICK, "swingup": PETS_SWINGUP},

@@ -11,6 +11,7 @@ from metadyna.gaussian_policy import GaussianPolicy
 from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.trpo import TRPO
 from metadyna.returns import gae, masked_mean, rewards_to_go, standardise
+from metadyna.rollout import valid_steps
 from metadyna.types import Transition
 
 
@@ -45,6 +46,19 @@ def weigh(
     return Weighed(steps, time, standardise(advantage, valid), target, valid)
 
 
+def weigh_episodes(episodes: Transition, discount: float, decay: float) -> Weighed:
+    """Advantages of whole episodes [T, B] beside a baseline that is fitted to them alone.
+
+    Nothing counts after an episode's last step, nor after step T: the baseline knows the time, so it need not.
+    """
+    valid, last = valid_steps(episodes.last), episodes.last.at[-1].set(True)
+    reward, alive = jnp.where(valid, episodes.reward, 0), jnp.where(last, 0, episodes.discount)
+    steps = episodes._replace(reward=reward, discount=alive, last=last)
+    began = jnp.zeros(reward.shape[1], jnp.int32)
+    lived = weigh(steps, LinearBaseline.zero(episodes.obs.shape[-1]), began, valid, discount, decay)
+    return weigh(steps, refit(lived), began, valid, discount, decay)
+
+
 def refit(data: Weighed) -> LinearBaseline:
     """Fit the baseline that the next experience is weighed by."""
     obs, time, target, valid = (
@@ -57,6 +71,32 @@ def surrogate(policy: GaussianPolicy, data: Weighed) -> Float[Array, ""]:
     """E[π(a|s) / π_old(a|s) Â] over the valid steps, whose `extras` are log π_old. Schulman et al. 2015, eq. 14."""
     log_prob = normal_log_prob(data.steps.action, *over_steps(policy, data.steps.obs))
     return masked_mean(jnp.exp(log_prob - data.steps.extras) * data.advantage, data.valid)
+
+
+def log_likelihood(policy: GaussianPolicy, data: Weighed) -> Float[Array, ""]:
+    """E[log π(a|s) Â]: the surrogate of REINFORCE, whose second derivative lacks the product of two scores."""
+    return masked_mean(
+        normal_log_prob(data.steps.action, *over_steps(policy, data.steps.obs)) * data.advantage, data.valid
+    )
+
+
+def dice(policy: GaussianPolicy, data: Weighed, discount: float) -> Float[Array, ""]:
+    """Mean of box_t r̃_t, box_t = exp(c_t − stop(c_t)), c_t = Σ_{t' ≤ t} log π: right in every derivative.
+
+    Foerster et al. 2018, eq. 8.
+    """
+    log_prob = normal_log_prob(data.steps.action, *over_steps(policy, data.steps.obs))
+    so_far = jnp.cumsum(jnp.where(data.valid, log_prob, 0), axis=0)
+    box = jnp.exp(so_far - jax.lax.stop_gradient(so_far))
+    return masked_mean(box * dice_worth(data, discount), data.valid)
+
+
+def dice_worth(data: Weighed, discount: float) -> Float[Array, "T B"]:
+    """r̃_t: γᵗ r_t less what a polynomial of time explains of it, standardised, as in the code of ProMP."""
+    reward = discount**data.time * data.steps.reward
+    unseen = jnp.zeros((*reward.shape, 0))
+    rows = unseen.reshape(reward.size, 0), data.time.ravel(), reward.ravel(), data.valid.ravel()
+    return standardise(reward - LinearBaseline.fit(*rows)(unseen, data.time), data.valid)
 
 
 def trust_region_step(

@@ -3,6 +3,7 @@
 from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
 from metadyna.systems.gmas import GMAS
+from metadyna.systems.maml import EMAML, MAML, ProMP
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
@@ -13,11 +14,14 @@ from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 System = (
     CRAR
     | DREAM
+    | EMAML
     | GMAS
+    | MAML
     | MBPO
     | METRPO
     | PETS
     | RandomShootingMPC
+    | ProMP
     | ProximalPolicyOptimisation
     | SoftActorCritic
     | TrustRegionPolicyOptimisation
@@ -26,11 +30,14 @@ System = (
 SYSTEMS: dict[str, type] = {
     "crar": CRAR,
     "dream": DREAM,
+    "e-maml": EMAML,
     "gmas": GMAS,
+    "maml": MAML,
     "mbpo": MBPO,
     "me-trpo": METRPO,
     "mpc-rs": RandomShootingMPC,
     "pets": PETS,
+    "promp": ProMP,
     "ppo": ProximalPolicyOptimisation,
     "sac": SoftActorCritic,
     "trpo": TrustRegionPolicyOptimisation,
