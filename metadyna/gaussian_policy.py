@@ -27,7 +27,7 @@ class GaussianPolicy(eqx.Module):
         mlp = MLP.create((observed, *widths, actions), key, jax.nn.tanh)
         last = Linear(mlp.layers[-1].weight * 0.01, mlp.layers[-1].bias * 0)
         mlp = MLP((*mlp.layers[:-1], last), mlp.activation)
-        return GaussianPolicy(mlp, jnp.full(actions, log_std))
+        return GaussianPolicy(mlp, jnp.full(actions, log_std, jnp.float32))
 
     def __call__(self, obs: Float[Array, "observed"]) -> tuple[Float[Array, "actions"], Float[Array, "actions"]]:
         """Mean and log standard deviation."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from metadyna import run
+from metadyna.envs import CONTROLS, MAZES
 from metadyna.errors import UserError
 from metadyna.systems import SYSTEMS
 from metadyna.systems.mbpo import MBPO
@@ -59,6 +60,15 @@ def test_in_company_a_seed_ends_as_alone(name, task, tmp_path):
     hashes = run.inspect(together.folder)["seed_sha256"]
     assert hashes[0] == run.inspect(alone.folder)["seed_sha256"][0]
     assert hashes[1] != hashes[0]
+
+
+@pytest.mark.parametrize(("name", "task"), [row for row in TABLE if row[1] in {**CONTROLS, **MAZES}])
+def test_a_fresh_state_has_types_of_its_own(name, task):
+    """Python's numbers leave arrays weakly typed, and what takes them is compiled once more for the next state."""
+    program = run.build(tiny(name, task))
+    fresh = jax.eval_shape(program._init, jax.random.key(0))
+    weak = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(fresh) if leaf.weak_type]
+    assert weak == []
 
 
 @pytest.mark.parametrize("system", [SoftActorCritic, MBPO])
