@@ -10,7 +10,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from metadyna import stats
 from metadyna.errors import UserError
@@ -77,10 +77,11 @@ def lines(
     xlabel: str = "",
     ylabel: str = "",
     log: bool = False,
+    marks: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Draw each arm's values [seeds, points] at `x` [points] into the file `out`; with `log`, the values' axis is.
 
-    Thick: mean over seeds. Band: 95% bootstrap interval of the mean. Thin: the seeds.
+    Thick: mean over seeds. Band: 95% bootstrap interval of the mean. Thin: the seeds. `marks` are values of others.
     """
     figure, axes = _figure(title, xlabel, ylabel)
     for position, (name, values) in enumerate(arms.items()):
@@ -91,8 +92,14 @@ def lines(
         )
         low, high = stats.bootstrap_band(np.asarray(values))
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    for name, values in (marks or {}).items():
+        axes.plot(
+            x, values, "o", color=_INK, markersize=5, markerfacecolor="white", label=name, zorder=4, clip_on=False
+        )
     if log:
         axes.set_yscale("log")
+    if all(isinstance(value, int) for value in x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0)
     _finish(figure, axes, {}, out)
 
@@ -186,6 +193,26 @@ def space(
         axes.set_aspect("equal")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=_FONT_SIZE - 1)
+    _write(figure, out)
+
+
+def paths(
+    goals: Sequence[Sequence[float]], paths: Sequence[Sequence[Sequence[Sequence[float]]]], out: Path, title: str = ""
+) -> None:
+    """Draw a panel per task into the file `out`: its goal in the plane, and one path of points after each of 0, 1, …
+    steps of adaptation."""
+    figure = Figure(figsize=(2.5 * len(goals) + 0.3, 3.3), layout="constrained")
+    panels = figure.subplots(1, len(goals), sharex=True, sharey=True, squeeze=False)[0]
+    lines = {}
+    for panel, goal, of_task in zip(panels, goals, paths, strict=True):
+        for number, points in enumerate(of_task):
+            label = f"{number} step{'s' * (number != 1)}"
+            lines[label] = panel.plot(*np.transpose(points), color=PALETTE[number], linewidth=1.2)[0]
+        panel.plot(*goal, "*", color=_INK, markersize=11, zorder=4)
+        panel.set_aspect("equal")
+        _plain(panel)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=_FONT_SIZE + 2, color=_INK)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=6, frameon=False, fontsize=_FONT_SIZE - 1)
     _write(figure, out)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from metadyna import envs, plot, run, runinfo, stats
 from metadyna.config import Config, to_dict
 from metadyna.errors import UserError, unknown
-from metadyna.experiments import abstract
+from metadyna.experiments import abstract, meta
 from metadyna.experiments.presets import PRESETS
 from metadyna.experiments.records import Study, kept
 from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
@@ -274,6 +274,20 @@ def _portraits(name: str) -> Study:
     return Study(name, "Abstract spaces of CRAR", arms, 1, abstract.portray, abstract.portraits)
 
 
+def _navigation(name: str, seeds: int, steps: int) -> Study:
+    """MAML with exact and with first-order meta-gradients, and a policy that is trained without adapting."""
+    base = replace(PRESETS["maml"]["quick"], steps=steps, eval_every=steps)
+    system: Any = base.system
+    first_order, still = replace(system.inner, first_order=True), replace(system.inner, steps=0)
+    arms = {
+        "MAML": system,
+        "first order": replace(system, inner=first_order),
+        "no adaptation in training": replace(system, inner=still),
+    }
+    configs = {arm: replace(base, system=each) for arm, each in arms.items()}
+    return Study(name, "MAML on 2-D navigation", configs, seeds, meta.measure, meta.navigation)
+
+
 LABYRINTHS = _gradient_matching("gmas-fig1", 5, 30_000, (1, 3), (0, 1, 3))
 LABYRINTHS_FULL = _gradient_matching("gmas-fig1-full", 10, 50_000, (0, 1, 2, 3, 5), abstract.DEPTHS)
 """CRAR and GMAS, whose runs other figures draw too."""
@@ -373,6 +387,13 @@ FIGURES: Mapping[str, Figure] = {
         {
             "quick": _slopes_of(LABYRINTHS, "crar-dream-cosine"),
             "full": _slopes_of(LABYRINTHS_FULL, "crar-dream-cosine-full"),
+        },
+    ),
+    "maml-navigation": Figure(
+        "MAML on 2-D navigation: return after 0 to 3 gradient steps, and the paths",
+        {
+            "quick": _navigation("maml-navigation", 3, 8_000_000),
+            "full": _navigation("maml-navigation-full", 10, 40_000_000),
         },
     ),
     "crar-abstract": Figure(

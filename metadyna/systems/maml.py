@@ -80,7 +80,7 @@ class MAML:
     shown_steps: int = 3
     """Inner steps of an evaluation."""
     later_factor: float = 0.5
-    """Scales the steps of an evaluation that training does not have."""
+    """Scales the steps of an evaluation after the first that training does not have."""
 
     def __post_init__(self) -> None:
         check_choices(self, "surrogate")
@@ -136,7 +136,7 @@ class MAML:
             lived = collector.episodes_of_each(practise, policies, tasks, self.episodes, k_round)
             shown.append(jax.tree.map(lambda x: x[:, :, 0], lived._replace(extras=())))
             if number < self.shown_steps:
-                factor = 1.0 if number < self.inner.steps else self.later_factor
+                factor = 1.0 if number < max(1, self.inner.steps) else self.later_factor
                 policies = self._adapt(params, policies, self._weigh(lived)[0], number, factor)
         return tuple(shown)
 

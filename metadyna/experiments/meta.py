@@ -1,0 +1,68 @@
+"""Reports on runs that learn to adapt: what an episode returns after each inner step, and where it leads."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metadyna import plot, run, stats
+from metadyna.experiments.records import Measured
+from metadyna.rollout import episode_lengths
+
+PUBLISHED = (-40.41, -11.68, -3.33, -3.23)
+"""Return of MAML's navigation after 0 to 3 inner steps (Finn et al. 2017; means of the files kept in its code)."""
+
+SHOWN_TASKS = 4
+
+
+def measure(result: run.Result) -> Measured:
+    """Of one seed: the mean return over all test tasks after each inner step, and some tasks' paths."""
+    system: Any = result.config.system
+    returns = np.asarray(result.evaluate().returns)[0]
+    params = jax.tree.map(lambda x: x[0], result.params)
+    tasks = jax.tree.map(lambda x: x[:SHOWN_TASKS], result.program.tasks("test"))
+    episodes = system.trial(params, result.program.collector, tasks, jax.random.key(result.config.seed))
+    paths = [_path(episode, task) for task in range(SHOWN_TASKS) for episode in episodes]
+    rows = result.metrics
+    return {
+        "steps": result.steps,
+        "seconds_per_iteration": float(np.median(np.diff([row["time/seconds"] for row in rows]))) / result.config.chunk,
+        "returns": returns.mean(axis=1).tolist(),
+        "goals": np.asarray(tasks.position).tolist(),
+        "paths": [paths[i : i + len(episodes)] for i in range(0, len(paths), len(episodes))],
+    }
+
+
+def _path(episode: Any, task: int) -> list[list[float]]:
+    """Positions of one episode, rounded to what can be seen."""
+    length = int(episode_lengths(episode.last)[task])
+    points = jnp.concatenate([episode.obs[:1, task], episode.next_obs[:length, task]])
+    return np.round(np.asarray(points, np.float64), 3).tolist()
+
+
+def navigation(records: Mapping[str, Sequence[Measured]], folder: Path, name: str) -> list[Path]:
+    """Returns by inner step beside the published ones, paths of the first arm's first seed, and a table."""
+    curve, paths, table = (folder / f"{name}{ending}" for ending in (".png", "-paths.png", ".csv"))
+    arms = {arm: np.array([one["returns"] for one in each]) for arm, each in records.items()}
+    count = next(iter(arms.values())).shape[1]
+    title, marks = "2-D navigation: return on goals never seen", {"published": PUBLISHED[:count]}
+    plot.lines(arms, range(count), curve, title, "inner gradient steps", "return", marks=marks)
+    first = next(iter(records.values()))[0]
+    plot.paths(first["goals"], first["paths"], paths, "An episode after 0, 1, 2, … inner steps, and the hidden goal")
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(
+            ["arm", "inner_steps", "seeds", "mean_return", "low_95", "high_95", "seconds_per_iteration", "returns"]
+        )
+        for arm, values in arms.items():
+            seconds = np.mean([one["seconds_per_iteration"] for one in records[arm]])
+            for step, column in enumerate(values.T):
+                low, high = stats.bootstrap_interval(column, stats.mean)
+                listed = " ".join(f"{value:.2f}" for value in column)
+                numbers = [f"{number:.2f}" for number in (column.mean(), low, high, seconds)]
+                rows.writerow([arm, step, len(column), *numbers, listed])
+    return [curve, paths, table]

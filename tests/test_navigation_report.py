@@ -1,0 +1,43 @@
+"""The report on MAML's navigation, from a run as small as it can be."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from metadyna.experiments import figures, meta
+from tests.tiny import compiled_once, tiny, trained  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path):
+    result = trained(tiny("promp", "navigation", steps=1_600))
+    measured = meta.measure(result)
+    returns = np.asarray(result.evaluate().returns)[0]
+    assert returns.shape == (2, 100)
+    np.testing.assert_allclose(measured["returns"], returns.mean(axis=1), rtol=1e-6)
+    assert measured["seconds_per_iteration"] > 0
+    assert np.shape(measured["goals"]) == (meta.SHOWN_TASKS, 2)
+    assert [len(each) for each in measured["paths"]] == [2] * meta.SHOWN_TASKS
+    for goal, paths in zip(measured["goals"], measured["paths"], strict=True):
+        for path in np.array(paths):
+            assert path[0].tolist() == [0, 0]
+            assert np.abs(np.diff(path, axis=0)).max() <= 0.1 + 2e-3
+            assert len(path) == 101 or np.abs(path[-1] - goal).max() < 0.011
+    *pictures, table = meta.navigation({"MAML": [measured] * 2, "other": [measured] * 2}, tmp_path, "fig")
+    assert [path.name for path in pictures] == ["fig.png", "fig-paths.png"]
+    assert all(path.stat().st_size for path in pictures)
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], row["inner_steps"]) for row in rows] == [(arm, i) for arm in ("MAML", "other") for i in "01"]
+    assert float(rows[1]["mean_return"]) == pytest.approx(returns[1].mean(), abs=0.01)
+
+
+def test_the_arms_differ_in_their_inner_steps_alone():
+    arms = figures.find("maml-navigation", "quick").arms
+    inner = {arm: (config.system.inner.steps, config.system.inner.first_order) for arm, config in arms.items()}
+    assert inner == {"MAML": (1, False), "first order": (1, True), "no adaptation in training": (0, False)}
+    whole = arms["MAML"].system
+    assert all(replace(config.system, inner=whole.inner) == whole for config in arms.values())
