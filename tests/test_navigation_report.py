@@ -37,7 +37,10 @@ def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path):
 
 def test_the_arms_differ_in_their_inner_steps_alone():
     arms = figures.find("maml-navigation", "quick").arms
-    inner = {arm: (config.system.inner.steps, config.system.inner.first_order) for arm, config in arms.items()}
+    learners = {arm: config.system.learner for arm, config in arms.items()}
+    inner = {arm: (learner.inner.steps, learner.inner.first_order) for arm, learner in learners.items()}
     assert inner == {"MAML": (1, False), "first order": (1, True), "no adaptation in training": (0, False)}
-    whole = arms["MAML"].system
-    assert all(replace(config.system, inner=whole.inner) == whole for config in arms.values())
+    whole = arms["MAML"]
+    for config in arms.values():
+        learner = replace(config.system.learner, inner=whole.system.learner.inner)
+        assert replace(config, system=replace(config.system, learner=learner)) == whole

@@ -19,6 +19,7 @@ from metadyna.config import Config
 from metadyna.gathering import Gathering
 from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.ddqn import DDQN
+from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.improve.ppo import PPO
 from metadyna.improve.sac import SAC
 from metadyna.models.abstract import Vector
@@ -60,7 +61,7 @@ FEW: Any = {"tasks": 2, "episodes": 1, "widths": (8,), "shown_steps": 1}
 
 CONTINUOUS = {
     "e-maml": EMAML(**FEW),
-    "maml": MAML(**FEW, inner=GradientSteps(learnt_rates="step", steps=2), every_step=True),
+    "maml": MAML(**FEW, learner=MetaTRPO(GradientSteps(learnt_rates="step", steps=2), every_step=True)),
     "mbpo": MBPO(
         learner=POLICY, model=MODEL, fit=FIT, refresh=10, branches=3, updates=2, warmup=20, capacity=100,
         horizon_end=3, horizon_from=20, horizon_until=60,
@@ -74,7 +75,7 @@ CONTINUOUS = {
         collect=20, warmup=20, capacity=200,
     ),
     "pets": PETS(model=MODEL, fit=FIT, planner=PLANNER, particles=2, collect=20, warmup=20, capacity=200),
-    "promp": ProMP(**FEW, updates=2),
+    "promp": ProMP(**FEW, learner=MetaPPO(updates=2)),
     "ppo": ProximalPolicyOptimisation(learner=PPO(widths=(8,), minibatches=2, epochs=2), parallel=2, collect=20),
     "sac": SoftActorCritic(learner=POLICY, warmup=20, capacity=100),
     "trpo": TrustRegionPolicyOptimisation(widths=(8,), parallel=2, collect=20),

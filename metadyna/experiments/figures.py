@@ -278,13 +278,14 @@ def _navigation(name: str, seeds: int, steps: int) -> Study:
     """MAML with exact and with first-order meta-gradients, and a policy that is trained without adapting."""
     base = replace(PRESETS["maml"]["quick"], steps=steps, eval_every=steps)
     system: Any = base.system
-    first_order, still = replace(system.inner, first_order=True), replace(system.inner, steps=0)
+    inner = system.learner.inner
     arms = {
-        "MAML": system,
-        "first order": replace(system, inner=first_order),
-        "no adaptation in training": replace(system, inner=still),
+        "MAML": inner,
+        "first order": replace(inner, first_order=True),
+        "no adaptation in training": replace(inner, steps=0),
     }
-    configs = {arm: replace(base, system=each) for arm, each in arms.items()}
+    learners = {arm: replace(system.learner, inner=inner) for arm, inner in arms.items()}
+    configs = {arm: replace(base, system=replace(system, learner=learner)) for arm, learner in learners.items()}
     return Study(name, "MAML on 2-D navigation", configs, seeds, meta.measure, meta.navigation)
 
 

@@ -9,6 +9,7 @@ from metadyna.errors import unknown
 from metadyna.gathering import Gathering
 from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.ddqn import DDQN
+from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.improve.ppo import PPO
 from metadyna.improve.sac import SAC
 from metadyna.models.abstract import Vector
@@ -219,12 +220,16 @@ GMAS_QUICK = replace(GMAS_FAST, steps=20_000, eval_every=5_000)
 _NAVIGATION = GradientSteps(rate=0.5)
 
 MAML_NAVIGATION = Config(
-    system=MAML(inner=_NAVIGATION, tasks=20), task="navigation", steps=8_000_000, chunk=5, eval_every=800_000
+    system=MAML(learner=MetaTRPO(_NAVIGATION), tasks=20),
+    task="navigation",
+    steps=8_000_000,
+    chunk=5,
+    eval_every=800_000,
 )
 """100 iterations of the published navigation: step size 0.5, 20 tasks, 20 episodes before and after the step."""
 
-EMAML_NAVIGATION = replace(MAML_NAVIGATION, system=EMAML(inner=_NAVIGATION, tasks=20))
-PROMP_NAVIGATION = replace(MAML_NAVIGATION, system=ProMP(inner=_NAVIGATION, tasks=20))
+EMAML_NAVIGATION = replace(MAML_NAVIGATION, system=EMAML(learner=MetaTRPO(_NAVIGATION, credit=True), tasks=20))
+PROMP_NAVIGATION = replace(MAML_NAVIGATION, system=ProMP(learner=MetaPPO(_NAVIGATION), tasks=20))
 
 PRESETS: Mapping[str, Mapping[str, Config]] = {
     "crar": {
