@@ -299,10 +299,13 @@ def _evaluate(words: list[str]) -> int:
     _notes(result)
     tasks = f"{report['tasks']} {split} tasks"
     table = Table(title=f"{result.config.task}, {tasks}, step {report['step']}", title_justify="left")
-    for name in ("", "return", "95% over seeds", *[f"{name} steps" for name in result.config.system.episode_names]):
+    episodes = [f"{name}: return (steps)" for name in result.config.system.episode_names]
+    for name in ("", "return", "95% over seeds", *episodes):
         table.add_column(name, justify="left" if not name else "right")
     for seed, row in enumerate(report["seeds"], start=result.config.seed):
-        table.add_row(f"seed {seed}", f"{row['return']:.3f}", "", *[f"{x:.1f}" for x in row["lengths"]])
+        each = zip(row["returns"], row["lengths"], strict=True)
+        cells = [f"{returned:.3f} ({length:.1f})" for returned, length in each]
+        table.add_row(f"seed {seed}", f"{row['return']:.3f}", "", *cells)
     if len(report["seeds"]) > 1:
         low, high = report["interval"]
         table.add_row("mean", f"{report['return']:.3f}", f"{low:.3f} to {high:.3f}", style="bold")
@@ -328,8 +331,8 @@ def evaluation_report(result: run.Result, split: str) -> dict[str, Any]:
         "return": float(scores.mean()),
         "interval": interval,
         "seeds": [
-            {"return": float(score), "lengths": length.mean(axis=-1).tolist()}
-            for score, length in zip(scores, lengths, strict=True)
+            {"return": float(each[-1]), "returns": each.tolist(), "lengths": length.tolist()}
+            for each, length in zip(returns.mean(axis=-1), lengths.mean(axis=-1), strict=True)
         ],
         "references": family.references(),
     }

@@ -33,6 +33,7 @@ from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
 from metadyna.systems.gmas import GMAS, ModelError
 from metadyna.systems.maml import EMAML, MAML, ProMP
+from metadyna.systems.mbmpo import MBMPO
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
@@ -62,6 +63,9 @@ FEW: Any = {"tasks": 2, "episodes": 1, "widths": (8,), "shown_steps": 1}
 CONTINUOUS = {
     "e-maml": EMAML(**FEW),
     "maml": MAML(**FEW, learner=MetaTRPO(GradientSteps(learnt_rates="step", steps=2), every_step=True)),
+    "mb-mpo": MBMPO(
+        model=SURE, fit=FIT, widths=(8,), tasks=2, episodes=2, horizon=5, meta_steps=2, warmup=20, capacity=1_000,
+    ),
     "mbpo": MBPO(
         learner=POLICY, model=MODEL, fit=FIT, refresh=10, branches=3, updates=2, warmup=20, capacity=100,
         horizon_end=3, horizon_from=20, horizon_until=60,
@@ -96,7 +100,8 @@ ABSTRACT = {
 
 ITERATION = {
     "sac": 1, "mbpo": 10, "ppo": 40, "trpo": 40, "crar": 5, "gmas": 5,
-    "e-maml": 800, "maml": 1200, "promp": 800, ("maml", "inverted-pendulum"): 20,
+    "e-maml": 800, "maml": 1200, "promp": 800, "mb-mpo": 400,
+    ("maml", "inverted-pendulum"): 20, ("mb-mpo", "inverted-pendulum"): 10,
 }  # fmt: skip
 """Steps of an iteration, where they are not about 20."""
 

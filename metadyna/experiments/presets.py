@@ -22,6 +22,7 @@ from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
 from metadyna.systems.gmas import GMAS
 from metadyna.systems.maml import EMAML, MAML, ProMP
+from metadyna.systems.mbmpo import MBMPO
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
@@ -231,6 +232,17 @@ MAML_NAVIGATION = Config(
 EMAML_NAVIGATION = replace(MAML_NAVIGATION, system=EMAML(learner=MetaTRPO(_NAVIGATION, credit=True), tasks=20))
 PROMP_NAVIGATION = replace(MAML_NAVIGATION, system=ProMP(learner=MetaPPO(_NAVIGATION), tasks=20))
 
+MBMPO_QUICK = Config(
+    system=MBMPO(
+        model=replace(MBMPO().model, widths=(64, 64)), fit=Fit(batch=256, max_epochs=50), horizon=200, capacity=25_000
+    ),
+    task="pendulum",
+    steps=24_000,
+    chunk=1,
+    eval_every=2_000,
+)
+"""The pendulum, with small networks."""
+
 PRESETS: Mapping[str, Mapping[str, Config]] = {
     "crar": {
         "quick": CRAR_QUICK,
@@ -250,6 +262,7 @@ PRESETS: Mapping[str, Mapping[str, Config]] = {
     },
     "e-maml": {"quick": EMAML_NAVIGATION},
     "maml": {"quick": MAML_NAVIGATION},
+    "mb-mpo": {"quick": MBMPO_QUICK},
     "promp": {"quick": PROMP_NAVIGATION},
     "gmas": {"quick": GMAS_QUICK, "fast": GMAS_FAST, "paper": GMAS_PAPER},
     "sac": {"quick": SAC_QUICK, "paper": SAC_PAPER},

@@ -4,6 +4,7 @@ from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
 from metadyna.systems.gmas import GMAS
 from metadyna.systems.maml import EMAML, MAML, ProMP
+from metadyna.systems.mbmpo import MBMPO
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
@@ -17,6 +18,7 @@ System = (
     | EMAML
     | GMAS
     | MAML
+    | MBMPO
     | MBPO
     | METRPO
     | PETS
@@ -33,6 +35,7 @@ SYSTEMS: dict[str, type] = {
     "e-maml": EMAML,
     "gmas": GMAS,
     "maml": MAML,
+    "mb-mpo": MBMPO,
     "mbpo": MBPO,
     "me-trpo": METRPO,
     "mpc-rs": RandomShootingMPC,

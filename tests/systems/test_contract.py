@@ -22,6 +22,7 @@ TABLE = [
     ("pets", "inverted-pendulum"),
     ("mbpo", "inverted-pendulum"),
     ("maml", "inverted-pendulum"),
+    ("mb-mpo", "inverted-pendulum"),
     ("ppo", "gym::Pendulum-v1"),
     ("crar", "catcher"),
     ("gmas", "simple-maze"),

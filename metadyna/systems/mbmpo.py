@@ -1,0 +1,236 @@
+"""MB-MPO: a policy that adapts to every model of an ensemble (Clavera et al. 2018, arXiv 1809.05214, Algorithm 1).
+
+    θ'₁ … θ'_M ← θ
+    for each iteration:
+        D ← D ∪ real episodes with each π_θ'ⱼ (random actions at first); fit the K models to D
+        for each meta-step:
+            for each task j, whose dynamics are model ⌊jK/M⌋:
+                imagine N episodes with π_θ from real starts;  θ'ⱼ = θ + α ∇Jⱼ(θ);  imagine N more with π_θ'ⱼ
+            θ ← a step of TRPO on mean_j Jⱼ(θ'ⱼ(θ)), differentiated through the inner step
+        θ'ⱼ ← θ + α ∇Jⱼ(θ), to live with next
+
+Names: M `tasks`, K `model.members`, N `episodes`, α `learner.inner.rate`. The environment's reward and end are known.
+
+Differences from the authors' code: the policies that collect are adapted from the latest θ, not from the one before
+its last step. Imagined episodes are cut where they end, and not followed by others. Actions are clipped before the
+model and the reward see them. Members see draws of the data with replacement. No weight normalisation. Evaluation
+takes the mean action of π_θ. Imagined observations are kept within ±1000, as there.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+
+from metadyna import replay
+from metadyna.adapt.gradient import GradientSteps, Meta
+from metadyna.errors import UserError
+from metadyna.gaussian_policy import GaussianPolicy, perform, practise
+from metadyna.improve.meta import MetaPPO, MetaTRPO
+from metadyna.models import fit as fits
+from metadyna.models.fit import Fit, FitState
+from metadyna.models.gaussian import GaussianEnsemble
+from metadyna.models.imagine import Dynamics, WorldModel, branch
+from metadyna.models.world import known_world
+from metadyna.rollout import episode_returns, valid_steps
+from metadyna.settings import check_ranges
+from metadyna.types import Average, Collector, Metrics, TimeStep, Transition, box_sizes
+
+
+class State(NamedTuple):
+    """The initial policy, its outer optimiser, the models, the policies that collect, what was lived, steps so far."""
+
+    meta: Meta
+    optimiser: optax.OptState
+    model: FitState
+    policies: GaussianPolicy
+    real: replay.Ring
+    starts: replay.Ring
+    steps: Int[Array, ""]
+
+
+class Explorer(NamedTuple):
+    """A policy to live with, or random actions."""
+
+    policy: GaussianPolicy
+    random: Bool[Array, "*tasks"]
+
+
+@dataclass(frozen=True)
+class MBMPO:
+    """MB-MPO: a policy that adapts to every model of an ensemble, and so to reality (Clavera et al. 2018)."""
+
+    learner: MetaTRPO | MetaPPO = MetaTRPO(GradientSteps(rate=1e-3))
+    """The adaptation and the outer step."""
+    model: GaussianEnsemble = GaussianEnsemble(
+        members=5, elites=5, widths=(512, 512), activation="relu", probabilistic=False,
+        weight_decay=(0.0, 0.0, 0.0), standardise_targets=True,
+    )  # fmt: skip
+    """The networks of the models."""
+    fit: Fit = Fit(batch=500, max_epochs=50)
+    """How they are trained."""
+    widths: tuple[int, ...] = (32, 32)
+    """Hidden layers of the policy, with tanh."""
+    log_std: float = 0.0
+    """Log standard deviation of a fresh policy; it is adapted too."""
+    tasks: int = 5
+    """Imagined tasks, a multiple of the models; the paper has 20."""
+    episodes: int = 20
+    """Imagined episodes per task, before and after every inner step; the paper has 50."""
+    horizon: int = 100
+    """Steps of an imagined episode; the paper has those of the real ones."""
+    meta_steps: int = 10
+    """Outer steps per iteration; the paper has 30."""
+    collect: int = 1
+    """Real episodes of every task's policy per iteration."""
+    warmup: int = 4_000
+    """Environment steps of uniformly random actions at first."""
+    capacity: int = 100_000
+    """Real transitions kept."""
+
+    episode_names = ("episode",)
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            log_std="[-5, 2]",
+            tasks="[1, 65536]",
+            episodes="[1, 65536]",
+            horizon="[1, 100000]",
+            meta_steps="[1, 10000]",
+            collect="[1, 10000]",
+            warmup="[1, 2000000000]",
+            capacity="[1, 2000000000]",
+        )
+        if self.tasks % self.model.members:
+            raise UserError(
+                f"MBMPO.tasks = {self.tasks} cannot be shared equally among {self.model.members} models; "
+                "choose a multiple"
+            )
+
+    @property
+    def models(self) -> Int[Array, "tasks"]:
+        """The model of every task."""
+        return jnp.arange(self.tasks) * self.model.members // self.tasks
+
+    def init(self, collector: Collector, key: PRNGKeyArray) -> State:
+        """Draw policy and models, make room."""
+        k_policy, k_model = jax.random.split(key)
+        observed, actions = box_sizes(collector.env.spec)
+        known_world(collector.env)  # complains of an environment whose reward is not known
+        example = replay.transition_shapes(collector.env.spec)
+        meta = self.learner.inner.start(GaussianPolicy.create(observed, actions, self.widths, k_policy, self.log_std))
+        return State(
+            meta,
+            self.learner.init(meta),
+            fits.init(self.model, observed + actions, observed, k_model),
+            jax.tree.map(jnp.copy, self.learner.copies(meta, self.tasks)),
+            replay.init(example, self.capacity),
+            replay.init(example.obs, self.capacity),
+            jnp.int32(0),
+        )
+
+    def params(self, state: State) -> GaussianPolicy:
+        """The weights that act."""
+        return state.meta.weights
+
+    def steps(self, state: State) -> Int[Array, ""]:
+        """Environment steps so far."""
+        return state.steps
+
+    def iterate(self, state: State, collector: Collector, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        """Live with the adapted policies, fit the models, and learn to adapt to them."""
+        k_tasks, k_env, k_fit, k_meta = jax.random.split(key, 4)
+        tasks = jax.vmap(collector.tasks.sample)(jax.random.split(k_tasks, self.tasks))
+        explorers = Explorer(state.policies, jnp.full(self.tasks, state.steps < self.warmup))
+        lived = collector.episodes_of_each(explore, explorers, tasks, self.collect, k_env)
+        world = bounded_world(collector.env)
+        state, fitted = self._learn(world, state, lived, k_fit)
+        state, trained = self._meta_learn(world, state, k_meta)
+        return state, {**fitted, **trained}
+
+    def trial(
+        self, params: GaussianPolicy, collector: Collector, tasks: Any, key: PRNGKeyArray
+    ) -> tuple[Transition, ...]:
+        """One episode of each task with the initial policy's mean action."""
+        return (collector.episodes(perform, params, (), tasks, key),)
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def _learn(self, world: WorldModel, state: State, lived: Transition, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        """Store what was lived, episodes [T, M, collect], and fit the models to all of it."""
+        valid = valid_steps(lived.last)
+        flat, chosen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (lived._replace(extras=()), valid))
+        real = replay.add_where(state.real, flat, chosen)
+        starts = replay.add(state.starts, lived.obs[0].reshape(-1, lived.obs.shape[-1]))
+        examples, count = world.examples(real.items), replay.size(real)
+        model, metrics = fits.fit(self.fit, self.model, state.model, *examples, count, key)
+        steps = state.steps + jnp.sum(valid, dtype=jnp.int32)
+        metrics = {name: Average.of(value) for name, value in metrics.items()}
+        metrics["train/episode_return"] = Average.of(episode_returns(lived))
+        return state._replace(model=model, real=real, starts=starts, steps=steps), metrics
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def _meta_learn(self, world: WorldModel, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        """Meta-steps in the models, and the policies to live with next."""
+        inner, learner = self.learner.inner, self.learner
+
+        def imagine(policies: GaussianPolicy, key: PRNGKeyArray) -> Transition:
+            """Episodes of every task [H, M, N], each in its own model."""
+            k_starts, k_made = jax.random.split(key)
+            starts = replay.sample(state.starts, k_starts, self.tasks * self.episodes)
+            starts = starts.reshape(self.tasks, self.episodes, -1)
+
+            def of_task(policy: GaussianPolicy, member: Array, starts: Array, key: Array) -> Transition:
+                only = state.model.ensemble.only(member)
+                return branch(world, only, practise, policy, starts, self.horizon, key)
+
+            keys = jax.random.split(k_made, self.tasks)
+            return jax.vmap(of_task, out_axes=1)(policies, self.models, starts, keys)
+
+        def adapted(meta: Meta, keys: Key[Array, "rounds"]) -> tuple[list[Any], list[Float[Array, ""]], GaussianPolicy]:
+            """The rounds lived by θ⁰, θ¹, … as far as there are keys, their returns, and the last policies."""
+            policies, rounds, returns = learner.copies(meta, self.tasks), [], []
+            for number, k_round in enumerate(keys):
+                made = imagine(policies, k_round)
+                rounds.append(learner.weigh(made))
+                returns.append(jnp.mean(episode_returns(made)))
+                if number < inner.steps:
+                    policies = learner.adapt(meta, policies, rounds[-1], number)
+            return rounds, returns, policies
+
+        def meta_step(at: tuple[Meta, Any], key: PRNGKeyArray) -> tuple[tuple[Meta, Any], dict[str, Array]]:
+            rounds, returns, _ = adapted(at[0], jax.random.split(key, inner.steps + 1))
+            meta, optimiser, told = learner.step(*at, tuple(rounds))
+            told["imagined_return"], told["adaptation_gain"] = returns[0], returns[-1] - returns[0]
+            return (meta, optimiser), told
+
+        k_steps, k_live = jax.random.split(key)
+        start = state.meta, state.optimiser
+        (meta, optimiser), told = jax.lax.scan(meta_step, start, jax.random.split(k_steps, self.meta_steps))
+        policies = adapted(meta, jax.random.split(k_live, inner.steps))[2]
+        state = state._replace(meta=meta, optimiser=optimiser, policies=policies)
+        return state, {f"train/{name}": Average.of(values) for name, values in told.items()}
+
+
+def explore(
+    explorer: Explorer, carry: tuple[()], timestep: TimeStep, key: PRNGKeyArray
+) -> tuple[Array, tuple[()], tuple[()]]:
+    """Draw an action of the policy, or any."""
+    action, carry, _ = practise(explorer.policy, carry, timestep, key)
+    anything = jax.random.uniform(key, action.shape, minval=-1, maxval=1)
+    return jnp.where(explorer.random, anything, action), carry, ()
+
+
+def bounded(obs: Float[Array, "obs"], change: Float[Array, "obs"]) -> Float[Array, "obs"]:
+    """Apply a change of the observation, as far as ±1000: what a model is led to beyond its data stays finite."""
+    return jnp.clip(obs + change, -1000, 1000)
+
+
+@cache
+def bounded_world(env: Any) -> WorldModel:
+    """The known world, in which nothing runs away."""
+    return replace(known_world(env), dynamics=Dynamics(apply=bounded))
