@@ -76,6 +76,12 @@ def _robot(robot: str) -> Family:
     return Family(robot, HostRobot(ROBOTS[robot]), OneTask(), OneTask(), references=dict)
 
 
+def _short_robot(name: str) -> Family:
+    from metadyna.envs.mujoco import SHORT, SHORT_HORIZON, HostRobot
+
+    return Family(name, HostRobot(*SHORT[name], SHORT_HORIZON), OneTask(), OneTask(), references=dict)
+
+
 ROBOT_NAMES = (
     "half-cheetah",
     "hopper",
@@ -87,6 +93,8 @@ ROBOT_NAMES = (
     "reacher",
     "pusher",
 )
+
+SHORT_ROBOT_NAMES = ("half-cheetah-200", "ant-200", "hopper-200", "swimmer-200", "walker2d-200")
 
 GRIDS: dict[str, Callable[[], Family]] = {
     "city-vanilla": lambda: _all_seen("city-vanilla", CityGrid()),
@@ -119,6 +127,7 @@ TASKS: dict[str, Callable[[], Family]] = {
     **CONTROLS,
     **MAZES,
     **{name: functools.partial(_robot, name) for name in ROBOT_NAMES},
+    **{name: functools.partial(_short_robot, name) for name in SHORT_ROBOT_NAMES},
 }
 """Every named benchmark; building one costs nothing until it is used."""
 

@@ -13,7 +13,7 @@ control period; there it starts from its last solution. Trajectories agree to 1e
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,6 +201,18 @@ ROBOTS: dict[str, Robot] = {
     ),
 }  # fmt: skip
 """Gymnasium's v5 defaults by name."""
+
+
+SHORT: dict[str, tuple[Robot, int]] = {
+    "half-cheetah-200": (ROBOTS["half-cheetah"], 1),
+    "ant-200": (replace(ROBOTS["ant"], effort=0.005), 2),
+    "hopper-200": (ROBOTS["hopper"], 10),
+    "swimmer-200": (ROBOTS["swimmer"], 1),
+    "walker2d-200": (ROBOTS["walker2d"], 10),
+}
+"""The tasks of MB-MPO (Clavera et al. 2018), as near as these models come: its control periods of 0.01 s (half-cheetah,
+swimmer) and 0.02 s as frame skips, its price of effort, episodes of 200 steps. Starts are those above."""
+SHORT_HORIZON = 200
 
 
 def _load(robot: Robot) -> Any:

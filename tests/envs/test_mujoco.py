@@ -9,9 +9,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from metadyna.envs import ROBOT_NAMES
-from metadyna.envs.mujoco import ROBOTS, HostRobot, Snapshot
+from metadyna.envs import ROBOT_NAMES, SHORT_ROBOT_NAMES, make
+from metadyna.envs.mujoco import ROBOTS, SHORT, HostRobot, Snapshot
 from metadyna.errors import UserError
+from metadyna.host import HostCollector
+from metadyna.rollout import episode_returns
 from metadyna.types import HostEnv, Known
 
 ALONE = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0}
@@ -128,6 +130,7 @@ def test_a_robot_is_gymnasiums(name, caught_up, reference):
 
 def test_all_robots_are_compared():
     assert set(REFERENCES) == set(ROBOTS) == set(ROBOT_NAMES)
+    assert set(SHORT) == set(SHORT_ROBOT_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -430,3 +433,30 @@ def test_copies_do_not_depend_on_their_number(batch):
         state, _ = env.step(None, state, now)
         few, _ = env.step(None, few, now[:batch])
     np.testing.assert_array_equal(state.physics[:batch], few.physics)
+
+
+@pytest.mark.parametrize(("name", "period", "deviation", "zero"), [
+    ("half-cheetah-200", 0.01, (-84, 33), (0, 3.4)),
+    ("ant-200", 0.02, (158, 79), (201, 10)),
+    ("hopper-200", 0.02, None, (61, 20)),
+    ("swimmer-200", 0.01, (0, 20), (1, 11)),
+    ("walker2d-200", 0.02, None, (37, 4)),
+])  # fmt: skip
+def test_short_episodes_return_what_the_card_says_of_an_untrained_policy(name, period, deviation, zero):
+    """Reference card of MB-MPO, 2.2: mean and deviation over 40 episodes of clipped normal actions, and of none; where
+    it has no deviation, Gymnasium's with the same frame skip."""
+    family = make(name)
+    assert family.env.period == pytest.approx(period)
+    assert family.env.spec.horizon == 200
+    collector, copies = HostCollector(family.env, family.train), 120
+    tasks = jax.vmap(family.train.sample)(jax.random.split(jax.random.key(0), copies))
+
+    def act(scale, carry, timestep, key):
+        return scale * jnp.clip(jax.random.normal(key, timestep.prev_action.shape), -1, 1), carry, ()
+
+    for scale, published in ((1.0, deviation), (0.0, zero)):
+        if published is not None:
+            mean, spread = published
+            played = collector.episodes(act, jnp.float32(scale), (), tasks, jax.random.key(1))
+            within = 3 * spread * (1 / 40 + 1 / copies) ** 0.5
+            assert np.mean(episode_returns(played)) == pytest.approx(mean, abs=within)
