@@ -156,7 +156,7 @@ def _point_mass(sheet: _Sheet, env: Any, task: Any, physics: np.ndarray, action:
 def _navigation(sheet: _Sheet, env: Any, task: Any, physics: np.ndarray, action: np.ndarray) -> None:
     """The square that goals are drawn from, the goal, which the agent does not see, and the last move."""
     sheet.box((-0.5, -0.5), (0.5, 0.5), FLOOR, LINES)
-    sheet.disc(task.position, 0.06, GOAL_FLOOR, GOAL)
+    sheet.disc(np.asarray(task.position, np.float64), 0.06, GOAL_FLOOR, GOAL)
     sheet.arrow([physics, physics + 2 * env.reach * action])
     sheet.disc(physics, 0.035, AGENT, INK)
 

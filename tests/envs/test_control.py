@@ -19,6 +19,9 @@ from metadyna.envs.control import (
     ControlState,
     DoubleIntegrator,
     Episode,
+    Goal,
+    Goals,
+    Navigation,
     OneTask,
     Pendulum,
     PointDirection,
@@ -37,7 +40,9 @@ ENVS = {
     "point mass": (PointMass(), TASK),
     "double integrator": (DoubleIntegrator(), BODY),
     "direction": (PointDirection(), TASK),
+    "navigation": (Navigation(), Goal(jnp.array([0.3, -0.4], jnp.float32))),
 }
+HIDDEN = ("direction", "navigation")
 
 
 @functools.cache
@@ -304,13 +309,13 @@ def test_a_body_obeys_its_mass_and_damping():
 
 @pytest.mark.parametrize("name", ENVS)
 def test_who_knows_reward_and_end(name):
-    """All but the one whose reward depends on what is hidden."""
+    """All but those whose reward depends on what is hidden."""
     env, _ = ENVS[name]
     assert isinstance(env, Env)
-    assert isinstance(env, Known) == (name != "direction")
+    assert isinstance(env, Known) == (name not in HIDDEN)
 
 
-@pytest.mark.parametrize("name", [name for name in ENVS if name != "direction"])
+@pytest.mark.parametrize("name", [name for name in ENVS if name not in HIDDEN])
 def test_known_functions_say_what_the_steps_paid(name):
     """From starts that are blown up and shrunk, so that some steps end an episode where steps can."""
     env, task = ENVS[name]
@@ -405,6 +410,24 @@ def test_the_swing_up_starts_hanging_with_noise():
     np.testing.assert_allclose(physics.std(axis=0), 0.1, rtol=0.05)
 
 
+def test_navigation_pays_by_the_distance_from_a_goal_that_is_not_shown():
+    """Reference card of planning, section 5: standing still costs 0.382598 per step on average."""
+    env, goals = Navigation(), jax.vmap(Goals().sample)(jax.random.split(KEY, 20_000))
+    assert np.abs(goals.position).max() <= 0.5
+    stay = DeviceCollector(env, Goals()).episodes
+    still = jax.jit(stay, static_argnums=0)(lambda *_: (jnp.zeros(2), (), ()), (), (), goals, KEY)
+    assert np.mean(episode_returns(still)) == pytest.approx(-38.26, abs=0.4)
+    step = stepper(env, Goal(jnp.array([0.3, -0.4], jnp.float32)))
+    _, near = step([0.3, -0.3], [0.0, -0.95])
+    assert near.reward == pytest.approx(-0.005, abs=1e-6)
+    assert near.discount == 0
+    _, beside = step([0.3, -0.3], [0.12, -0.95])
+    assert beside.reward == pytest.approx(-np.hypot(0.012, 0.005), abs=1e-6)
+    assert beside.discount == 1
+    np.testing.assert_allclose(beside.obs, [0.312, -0.395], atol=1e-6)
+    assert len(np.unique(Goals().enumerate().position, axis=0)) == 100
+
+
 def test_one_task_numbers_its_episodes():
     np.testing.assert_array_equal(OneTask(7).enumerate().number, np.arange(7))
     drawn = jax.vmap(OneTask(7).sample)(jax.random.split(KEY, 200)).number
@@ -413,7 +436,15 @@ def test_one_task_numbers_its_episodes():
 
 @pytest.mark.parametrize(
     "name",
-    ["pendulum", "cartpole-balance", "cartpole-swingup", "point-mass", "double-integrator", "point-direction"],
+    [
+        "pendulum",
+        "cartpole-balance",
+        "cartpole-swingup",
+        "point-mass",
+        "navigation",
+        "double-integrator",
+        "point-direction",
+    ],
 )
 def test_problems_are_to_be_had_by_name(name):
     assert name in TASKS

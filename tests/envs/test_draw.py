@@ -16,6 +16,8 @@ from metadyna.envs.control import (
     ControlState,
     DoubleIntegrator,
     Episode,
+    Goal,
+    Navigation,
     Pendulum,
     PointDirection,
     PointMass,
@@ -187,6 +189,7 @@ def test_floors_are_seen_from_above_as_far_as_they_go():
 
 ONE = Episode(jnp.int32(0))
 BODY = Body(jnp.float32(1), jnp.float32(0.5))
+GOAL = Goal(jnp.array([-0.3, 0.4], jnp.float32))
 
 
 def drawn(env, physics, task=ONE, action=None, size=120):
@@ -199,6 +202,7 @@ PROBLEMS = {
     "cartpole-balance": (ONE, [0.1, 0, 0.1, 0], [0.5, 0, -0.1, 0]),
     "cartpole-swingup": (ONE, [0.1, 0.4, 0, 0], [0.1, 0.8, 0, 0]),
     "point-mass": (ONE, [1.0, -1.0], [1.0, 1.0]),
+    "navigation": (GOAL, [0.2, 0.1], [-0.2, 0.1]),
     "double-integrator": (BODY, [0.4, 0.0], [-0.2, 0.0]),
     "point-direction": (ONE, [0.4, 1.0, 3.0], [0.4, -1.0, 3.0]),
 }
@@ -254,6 +258,12 @@ def test_the_agent_is_where_the_physics_has_it(env, physics, x, y):
         assert sign == (abs(found) > 0.02) * np.sign(found)
 
 
+def test_the_goal_is_where_the_task_has_it():
+    x, y = place_of(drawn(Navigation(), [0.3, -0.4], GOAL, size=240), GOAL_FLOOR)
+    assert x == pytest.approx(-0.3, abs=0.02)
+    assert y == pytest.approx(0.4, abs=0.02)
+
+
 def test_the_side_that_pays_is_green():
     for pays in (-1, 1):
         assert np.sign(place_of(drawn(PointDirection(), [0, pays, 0]), GOAL_FLOOR)[0]) == pays
@@ -280,6 +290,7 @@ def test_a_step_takes_as_long_as_the_problem_says():
             "double-integrator": 0.1,
             "point-mass": draw_control.STEP_SECONDS,
             "point-direction": draw_control.STEP_SECONDS,
+            "navigation": draw_control.STEP_SECONDS,
         }
     )
 
