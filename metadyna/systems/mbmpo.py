@@ -220,6 +220,7 @@ def explore(
     explorer: Explorer, carry: tuple[()], timestep: TimeStep, key: PRNGKeyArray
 ) -> tuple[Array, tuple[()], tuple[()]]:
     """Draw an action of the policy, or any."""
+    # Only one of the two is taken, so they may share the key.
     action, carry, _ = practise(explorer.policy, carry, timestep, key)
     anything = jax.random.uniform(key, action.shape, minval=-1, maxval=1)
     return jnp.where(explorer.random, anything, action), carry, ()
