@@ -163,7 +163,8 @@ def panels(
             panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.suptitle(title, x=0.01, ha="left", fontsize=_FONT_SIZE + 2, color=_INK)
-    figure.supxlabel(xlabel, fontsize=_FONT_SIZE, color=_INK)
+    for panel in axes[-1]:  # one label for all would lie under the legend
+        panel.set_xlabel(xlabel, fontsize=_FONT_SIZE - 1, color=_INK)
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=5, frameon=False, fontsize=_FONT_SIZE - 1)
     _write(figure, out)
 

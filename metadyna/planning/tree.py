@@ -62,7 +62,8 @@ def at_a_time(roots: int, breadth: int, depth: int) -> int:
     """How many trees to grow at once: the batch size of a `lax.map` over them."""
     if jax.default_backend() != "cpu":
         return 1 << 16  # as many as there are
-    return max(1, _LEAVES // (roots * breadth ** max(0, depth - 1)))
+    leaves = roots * breadth ** (depth - 1) if depth else 1
+    return max(1, _LEAVES // leaves)
 
 
 def planned_values(model: TreeModel, x: Float[Array, "*abstract"], depth: int, breadth: int) -> Float[Array, "actions"]:
