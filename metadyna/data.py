@@ -46,7 +46,7 @@ def collect(
     name = name or f"metadyna/{task}-random-v0"
     family = envs.make(task)
     if isinstance(family.env, HostEnv):
-        pure = ", ".join(name for name in envs.TASKS if name not in envs.ROBOT_NAMES + envs.SHORT_ROBOT_NAMES)
+        pure = ", ".join(name for name in envs.TASKS if name not in envs.HOSTED)
         raise UserError(f"{task} runs on the host and cannot be collected; tasks that can: {pure}")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must lie in [0, {2**32 - 1}]")

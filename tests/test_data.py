@@ -210,7 +210,7 @@ def test_several_discrete_actions_and_hosts_are_refused():
     assert "need one discrete action" in refused(data.random_transitions, env, TASKS, 5, jax.random.key(0))
     robot = envs.make("inverted-pendulum").env
     told = refused(data.random_transitions, robot, TASKS, 5, jax.random.key(0))
-    assert told == "HostRobot is no pure environment; random actions need a frozen dataclass"
+    assert told == "KnownRobot is no pure environment; random actions need a frozen dataclass"
 
 
 # --- writing and reading

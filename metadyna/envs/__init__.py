@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from metadyna.envs import catcher, maze_references
 from metadyna.envs.control import (
-    Bodies,
+    BODIES,
+    RODS,
     CartPoleBalance,
     CartPoleSwingUp,
     Control,
@@ -17,6 +18,8 @@ from metadyna.envs.control import (
     Pendulum,
     PointDirection,
     PointMass,
+    Ranged,
+    RodPendulum,
 )
 from metadyna.envs.cooking import CookingGrid
 from metadyna.envs.gridworld import COURSE_CITY, CityGrid, Grid, Split
@@ -71,15 +74,32 @@ def _catcher() -> Family:
 
 def _robot(robot: str) -> Family:
     # Loading MuJoCo takes longer than starting to train may, so only who asks for a robot pays for it.
-    from metadyna.envs.mujoco import ROBOTS, HostRobot
+    from metadyna.envs.mujoco import ROBOTS, KnownRobot
 
-    return Family(robot, HostRobot(ROBOTS[robot]), OneTask(), OneTask(), references=dict)
+    return Family(robot, KnownRobot(ROBOTS[robot]), OneTask(), OneTask(), references=dict)
 
 
-def _short_robot(name: str) -> Family:
-    from metadyna.envs.mujoco import SHORT, SHORT_HORIZON, HostRobot
+def _short_robot(robot: str, horizon: int) -> Family:
+    from metadyna.envs.mujoco import SHORT, KnownRobot
 
-    return Family(name, HostRobot(*SHORT[name], SHORT_HORIZON), OneTask(), OneTask(), references=dict)
+    env = KnownRobot(*SHORT[robot], horizon)
+    return Family(f"{robot}-{horizon}", env, OneTask(), OneTask(), references=dict)
+
+
+def _directions() -> Family:
+    from metadyna.envs.mujoco import ERRAND_HORIZON, ERRANDS, Headings, HostRobot
+
+    name = "half-cheetah-direction"
+    env = HostRobot(ERRANDS[name], horizon=ERRAND_HORIZON)
+    return Family(name, env, Headings(), Headings(), references=dict)
+
+
+def _velocities() -> Family:
+    from metadyna.envs.mujoco import ERRAND_HORIZON, ERRANDS, HostRobot, Pace
+
+    name = "half-cheetah-velocity"
+    env, paces = HostRobot(ERRANDS[name], horizon=ERRAND_HORIZON), Ranged(Pace, ((0.0, 3.0),), side=31)
+    return Family(name, env, paces, paces, references=dict)
 
 
 ROBOT_NAMES = (
@@ -94,7 +114,9 @@ ROBOT_NAMES = (
     "pusher",
 )
 
-SHORT_ROBOT_NAMES = ("half-cheetah-200", "ant-200", "hopper-200", "swimmer-200", "walker2d-200")
+SHORT_ROBOT_NAMES = ("half-cheetah", "ant", "hopper", "swimmer", "walker2d", "arm")
+SHORT_HORIZONS = (200, 1000)
+"""Steps of an episode of MB-MPO's tasks, in most of its experiments and in its long ones."""
 
 GRIDS: dict[str, Callable[[], Family]] = {
     "city-vanilla": lambda: _all_seen("city-vanilla", CityGrid()),
@@ -111,7 +133,8 @@ CONTROLS: dict[str, Callable[[], Family]] = {
     "cartpole-swingup": lambda: _control("cartpole-swingup", CartPoleSwingUp(), OneTask(), OneTask()),
     "point-mass": lambda: _control("point-mass", PointMass(), OneTask(), OneTask(100)),
     "navigation": lambda: _control("navigation", Navigation(), Goals(), Goals()),
-    "double-integrator": lambda: _control("double-integrator", DoubleIntegrator(), Bodies(), Bodies()),
+    "double-integrator": lambda: _control("double-integrator", DoubleIntegrator(), BODIES, BODIES),
+    "pendulum-rods": lambda: _control("pendulum-rods", RodPendulum(), RODS, RODS),
     "point-direction": lambda: _control("point-direction", PointDirection(), OneTask(), OneTask()),
 }
 
@@ -122,13 +145,18 @@ MAZES: dict[str, Callable[[], Family]] = {
     "catcher": _catcher,
 }
 
-TASKS: dict[str, Callable[[], Family]] = {
-    **GRIDS,
-    **CONTROLS,
-    **MAZES,
+HOSTED: dict[str, Callable[[], Family]] = {
     **{name: functools.partial(_robot, name) for name in ROBOT_NAMES},
-    **{name: functools.partial(_short_robot, name) for name in SHORT_ROBOT_NAMES},
+    **{
+        f"{name}-{horizon}": functools.partial(_short_robot, name, horizon)
+        for name in SHORT_ROBOT_NAMES
+        for horizon in SHORT_HORIZONS
+    },
+    "half-cheetah-direction": _directions,
+    "half-cheetah-velocity": _velocities,
 }
+
+TASKS: dict[str, Callable[[], Family]] = {**GRIDS, **CONTROLS, **MAZES, **HOSTED}
 """Every named benchmark; building one costs nothing until it is used."""
 
 

@@ -3,6 +3,7 @@
 Agents act in [-1, 1]; every problem says what its actuators make of that. Angles in radians, times in seconds.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -132,8 +133,12 @@ class Pendulum(KnownControl):
     def advance(self, task: Any, physics: Array, action: Array, key: PRNGKeyArray) -> Float[Array, "2"]:
         """Semi-implicit Euler with mass and length 1: θ̈ = 3g/2l sin θ + 3u/ml²."""
         del task, key
+        return self._turn(physics, self.gravity, self.max_torque * action[0])
+
+    def _turn(self, physics: Array, pull: float | Array, torque: Array) -> Float[Array, "2"]:
+        """One period under gravity over length, and torque over mass and length squared."""
         angle, speed = physics
-        acceleration = 1.5 * self.gravity * jnp.sin(angle) + 3 * self.max_torque * action[0]
+        acceleration = 1.5 * pull * jnp.sin(angle) + 3 * torque
         speed = jnp.clip(speed + acceleration * self.period, -self.max_speed, self.max_speed)
         return jnp.stack([angle + speed * self.period, speed])
 
@@ -148,6 +153,24 @@ class Pendulum(KnownControl):
         del task, next_obs
         angle, torque = jnp.arctan2(obs[1], obs[0]), self.max_torque * action[0]
         return -(angle**2 + 0.1 * obs[2] ** 2 + 0.001 * torque**2)
+
+
+class Rod(NamedTuple):
+    """Parameters of a pendulum: mass in kg, length in m."""
+
+    mass: Float[Array, "*batch"]
+    length: Float[Array, "*batch"]
+
+
+@dataclass(frozen=True)
+class RodPendulum(Pendulum):
+    """A pendulum whose mass and length are the hidden task; a rod of 1 kg and 1 m is `Pendulum`."""
+
+    def advance(self, task: Rod, physics: Array, action: Array, key: PRNGKeyArray) -> Float[Array, "2"]:
+        """Semi-implicit Euler: θ̈ = 3g/2l sin θ + 3u/ml²."""
+        del key
+        torque = self.max_torque * action[0] / (task.mass * task.length**2)
+        return self._turn(physics, self.gravity / task.length, torque)
 
 
 @dataclass(frozen=True)
@@ -393,6 +416,28 @@ class Navigation(Control):
         return -jnp.sqrt(jnp.sum(away**2)), jnp.all(jnp.abs(away) < 0.01)
 
 
+@dataclass(frozen=True)
+class Ranged:
+    """Tasks made of numbers, each uniform in a range; a split is a grid of `side` values of each."""
+
+    make: Callable[..., Any]
+    ranges: tuple[tuple[float, float], ...]
+    side: int = 5
+
+    def sample(self, key: PRNGKeyArray) -> Any:
+        """Draw one task."""
+        return self._at(jax.random.uniform(key, (len(self.ranges),)))
+
+    def enumerate(self) -> Any:
+        """Lay out the grid, with both ends of every range."""
+        axes = [jnp.linspace(0, 1, self.side)] * len(self.ranges)
+        return self._at([share.ravel() for share in jnp.meshgrid(*axes, indexing="ij")])
+
+    def _at(self, shares: Any) -> Any:
+        places = zip(self.ranges, shares, strict=True)
+        return self.make(*(low + (high - low) * share for (low, high), share in places))
+
+
 class Body(NamedTuple):
     """Parameters of a double integrator: mass in kg, damping in N s/m."""
 
@@ -400,27 +445,8 @@ class Body(NamedTuple):
     damping: Float[Array, "*batch"]
 
 
-@dataclass(frozen=True)
-class Bodies:
-    """Masses and dampings uniform in a range; a split is a grid of `side`² over it."""
-
-    masses: tuple[float, float] = (0.5, 2.0)
-    dampings: tuple[float, float] = (0.0, 1.0)
-    side: int = 5
-
-    def sample(self, key: PRNGKeyArray) -> Body:
-        """Draw one body."""
-        mass, damping = jax.random.uniform(key, (2,))
-        return Body(_between(self.masses, mass), _between(self.dampings, damping))
-
-    def enumerate(self) -> Body:
-        """Lay out the grid."""
-        mass, damping = jnp.meshgrid(jnp.linspace(0, 1, self.side), jnp.linspace(0, 1, self.side), indexing="ij")
-        return Body(_between(self.masses, mass.ravel()), _between(self.dampings, damping.ravel()))
-
-
-def _between(ends: tuple[float, float], share: Array) -> Array:
-    return ends[0] + (ends[1] - ends[0]) * share
+BODIES = Ranged(Body, ((0.5, 2.0), (0.0, 1.0)))
+RODS = Ranged(Rod, ((0.5, 1.5), (0.75, 1.25)))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from metadyna.envs.control import (
     Pendulum,
     PointDirection,
     PointMass,
+    RodPendulum,
 )
 from metadyna.envs.render import AGENT, FLOOR, GOAL, GOAL_FLOOR, INK, LINES, WOOD, Colour
 
@@ -104,9 +105,18 @@ class _Sheet:
 
 def _pendulum(sheet: _Sheet, env: Any, task: Any, physics: np.ndarray, action: np.ndarray) -> None:
     """Gymnasium's way round: positive angles and torques turn anticlockwise."""
-    angle, tip = physics[0], np.array([-np.sin(physics[0]), np.cos(physics[0])])
-    sheet.disc((0, 1), 0.1, GOAL_FLOOR, GOAL)
-    sheet.line([(0, 0), tip], 0.05, AGENT)
+    _swing(sheet, physics[0], action, length=1.0, width=0.05)
+
+
+def _rod(sheet: _Sheet, env: Any, task: Any, physics: np.ndarray, action: np.ndarray) -> None:
+    """A rod as long as it is, and as wide as its mass per length."""
+    length = float(task.length)
+    _swing(sheet, physics[0], action, length, 0.05 * float(task.mass) / length)
+
+
+def _swing(sheet: _Sheet, angle: float, action: np.ndarray, length: float, width: float) -> None:
+    sheet.disc((0, length), 0.1, GOAL_FLOOR, GOAL)
+    sheet.line([(0, 0), length * np.array([-np.sin(angle), np.cos(angle)])], width, AGENT)
     turned = angle + np.linspace(0, 2.2 * action[0], 24)
     sheet.arrow(0.42 * np.stack([-np.sin(turned), np.cos(turned)], axis=1))
     sheet.disc((0, 0), 0.055, INK)
@@ -199,6 +209,7 @@ class _Scene(NamedTuple):
 
 SCENES: dict[type, _Scene] = {
     Pendulum: _Scene(_pendulum, 1.3, 1.0),
+    RodPendulum: _Scene(_rod, 1.5, 1.0),
     CartPoleBalance: _Scene(_balance, 2.7, 0.6),
     CartPoleSwingUp: _Scene(_swing_up, 2.8, 0.6),
     PointMass: _Scene(_point_mass, 2.3, 1.0),

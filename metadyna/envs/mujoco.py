@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
+import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Float64, Int32, PRNGKeyArray, UInt32
 from mujoco import rollout
 
 from metadyna.errors import UserError
@@ -78,6 +79,10 @@ class Robot:
     """Points in space that the task needs: a field of MuJoCo's data, `xpos` or `subtree_com`, and a body."""
     horizon: int = 1000
 
+    def build(self, spec: Any) -> None:
+        """Change what Gymnasium's file says, before it is compiled."""
+        del spec
+
     def start(self, model: Any, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw positions and velocities at the start of an episode."""
         position = model.qpos0 + generator.uniform(-self.noise, self.noise, model.nq)
@@ -94,9 +99,16 @@ class Robot:
         """Where the robot is along its way."""
         return now.seen[:, 0] if self.seen else now.position[:, 0]
 
-    def pay(self, before: Reading, command: np.ndarray, now: Reading, obs: np.ndarray, period: float) -> np.ndarray:
+    def speed(self, before: Reading, now: Reading, period: float) -> np.ndarray:
+        """Progress over the period."""
+        return (self.progress(now) - self.progress(before)) / period
+
+    def pay(
+        self, task: Any, before: Reading, command: np.ndarray, now: Reading, obs: np.ndarray, period: float
+    ) -> np.ndarray:
         """Reward of a step: progress over the period, health, effort."""
-        speed = (self.progress(now) - self.progress(before)) / period
+        del task
+        speed = self.speed(before, now, period)
         alive = self.healthy * ~self.fallen(obs) if self.healthy else 0.0
         return self.forward * speed + alive - self.effort * np.sum(command**2, axis=1)
 
@@ -136,7 +148,9 @@ class Reacher(Robot):
             [np.cos(joints), np.sin(joints), now.position[:, 2:], now.velocity[:, :2], offset], axis=1
         )
 
-    def pay(self, before: Reading, command: np.ndarray, now: Reading, obs: np.ndarray, period: float) -> np.ndarray:
+    def pay(
+        self, task: Any, before: Reading, command: np.ndarray, now: Reading, obs: np.ndarray, period: float
+    ) -> np.ndarray:
         """Price distance and effort."""
         offset = now.seen[:, :3] - now.seen[:, 3:6]
         return -np.linalg.norm(offset, axis=1) - np.sum(command**2, axis=1)
@@ -164,7 +178,9 @@ class Pusher(Robot):
         """Angles and velocities of the arm; positions of its tip, the puck and the goal."""
         return np.concatenate([now.position[:, :7], now.velocity[:, :7], now.seen], axis=1)
 
-    def pay(self, before: Reading, command: np.ndarray, now: Reading, obs: np.ndarray, period: float) -> np.ndarray:
+    def pay(
+        self, task: Any, before: Reading, command: np.ndarray, now: Reading, obs: np.ndarray, period: float
+    ) -> np.ndarray:
         """Price the distances of puck from tip and goal, and effort."""
         tip, puck, goal = np.split(now.seen, 3, axis=1)
         near, far = np.linalg.norm(puck - tip, axis=1), np.linalg.norm(puck - goal, axis=1)
@@ -175,6 +191,98 @@ class Pusher(Robot):
         tip, puck, goal = jnp.split(next_obs[14:], 3)
         near, far = jnp.linalg.norm(puck - tip), jnp.linalg.norm(puck - goal)
         return -0.5 * near - far - 0.1 * jnp.sum(command**2)
+
+
+@dataclass(frozen=True)
+class Arm(Robot):
+    """The pusher's arm without the puck brings its tip to a goal in space, drawn anew for every episode.
+
+    It stands for the PR2 of MB-MPO (Clavera et al. 2018), which has no open model: seven joints, the same observation,
+    reward and number of steps, and goals in a box of the same size before the shoulder, but another arm.
+    """
+
+    LOW, HIGH = (0.4, -0.85, -0.2), (0.6, -0.35, 0.2)
+    """Corners of the goals' box, in metres; the shoulder is at (0.1, -0.6, 0), and the arm 0.82 long."""
+
+    def build(self, spec: Any) -> None:
+        """Take the puck and its goal away; add a tip between the prongs, and a goal that can be anywhere."""
+        spec.delete(spec.body("object"))
+        spec.delete(spec.body("goal"))
+        spec.body("tips_arm").add_body(name="tip", pos=[0.1, 0.0, 0.0])
+        goal = spec.worldbody.add_body(name="goal")
+        goal.add_geom(size=[0.04, 0, 0], mass=0.01, rgba=[1, 0, 0, 1], contype=0, conaffinity=0)
+        for axis, name in zip(np.eye(3), "xyz", strict=True):
+            slide = mujoco.mjtJoint.mjJNT_SLIDE
+            goal.add_joint(name=f"goal_{name}", type=slide, axis=axis, limited=mujoco.mjtLimited.mjLIMITED_FALSE)
+
+    def start(self, model: Any, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Stretched out and almost at rest."""
+        position = model.qpos0 + generator.normal(0, 0.01, model.nq)
+        position[-3:] = generator.uniform(self.LOW, self.HIGH)
+        velocity = generator.normal(0, 0.1, model.nv)
+        velocity[-3:] = 0
+        return position, velocity
+
+    def observe(self, now: Reading) -> np.ndarray:
+        """Angles and velocities of the arm; goal minus tip."""
+        return np.concatenate([now.position[:, :7], now.velocity[:, :7], now.seen[:, 3:] - now.seen[:, :3]], axis=1)
+
+    def pay(
+        self, task: Any, before: Reading, command: np.ndarray, now: Reading, obs: np.ndarray, period: float
+    ) -> np.ndarray:
+        """Price squared distance on arrival, and effort."""
+        return -np.sum(obs[:, -3:] ** 2, axis=1) - self.effort * np.sum(command**2, axis=1)
+
+    def pay_by_sight(self, command: Array, next_obs: Array, velocity: int) -> Array:
+        """The same."""
+        return -jnp.sum(next_obs[-3:] ** 2) - self.effort * jnp.sum(command**2)
+
+
+class Heading(NamedTuple):
+    """Which way pays: 1 is forward, -1 backward."""
+
+    sign: Float[Array, "*batch"]
+
+
+@dataclass(frozen=True)
+class Headings:
+    """Either way; a split is both."""
+
+    def sample(self, key: PRNGKeyArray) -> Heading:
+        """Toss a coin."""
+        return Heading(jax.random.rademacher(key, (), jnp.float32))
+
+    def enumerate(self) -> Heading:
+        """Forward, then backward."""
+        return Heading(jnp.array([1.0, -1.0]))
+
+
+@dataclass(frozen=True)
+class Headed(Robot):
+    """Which way to run is the hidden task, a `Heading` (Finn et al. 2017, section 5.3)."""
+
+    def pay(
+        self, task: Any, before: Reading, command: np.ndarray, now: Reading, obs: np.ndarray, period: float
+    ) -> np.ndarray:
+        """Speed in that direction, effort."""
+        return task.sign * self.speed(before, now, period) - self.effort * np.sum(command**2, axis=1)
+
+
+class Pace(NamedTuple):
+    """The speed that pays, in m/s."""
+
+    speed: Float[Array, "*batch"]
+
+
+@dataclass(frozen=True)
+class Paced(Robot):
+    """How fast to run is the hidden task, a `Pace` (Finn et al. 2017, section 5.3)."""
+
+    def pay(
+        self, task: Any, before: Reading, command: np.ndarray, now: Reading, obs: np.ndarray, period: float
+    ) -> np.ndarray:
+        """Price the difference from that speed, and effort."""
+        return -np.abs(self.speed(before, now, period) - task.speed) - self.effort * np.sum(command**2, axis=1)
 
 
 ROBOTS: dict[str, Robot] = {
@@ -204,15 +312,22 @@ ROBOTS: dict[str, Robot] = {
 
 
 SHORT: dict[str, tuple[Robot, int]] = {
-    "half-cheetah-200": (ROBOTS["half-cheetah"], 1),
-    "ant-200": (replace(ROBOTS["ant"], effort=0.005), 2),
-    "hopper-200": (ROBOTS["hopper"], 10),
-    "swimmer-200": (ROBOTS["swimmer"], 1),
-    "walker2d-200": (ROBOTS["walker2d"], 10),
+    "half-cheetah": (ROBOTS["half-cheetah"], 1),
+    "ant": (replace(ROBOTS["ant"], effort=0.005), 2),
+    "hopper": (ROBOTS["hopper"], 10),
+    "swimmer": (ROBOTS["swimmer"], 1),
+    "walker2d": (ROBOTS["walker2d"], 10),
+    "arm": (Arm("pusher_v5.xml", 5, effort=0.005 / 2**2, seen=(("xpos", "tip"), ("xpos", "goal"))), 5),
 }
 """The tasks of MB-MPO (Clavera et al. 2018), as near as these models come: its control periods of 0.01 s (half-cheetah,
-swimmer) and 0.02 s as frame skips, its price of effort, episodes of 200 steps. Starts are those above."""
-SHORT_HORIZON = 200
+swimmer), 0.02 s and 0.05 s (arm) as frame skips, its price of effort. Starts are those above, but for the arm."""
+
+ERRANDS: dict[str, Robot] = {
+    "half-cheetah-direction": Headed("half_cheetah.xml", 5, effort=0.05, noise=0.1, gaussian_velocity=True),
+    "half-cheetah-velocity": Paced("half_cheetah.xml", 5, effort=0.05, noise=0.1, gaussian_velocity=True),
+}
+"""Families of hidden tasks, at Gymnasium's control period; the price of effort is PEARL's."""
+ERRAND_HORIZON = 200
 
 
 def _load(robot: Robot) -> Any:
@@ -221,11 +336,13 @@ def _load(robot: Robot) -> Any:
     with warnings.catch_warnings():
         # The files use a compiler attribute that MuJoCo 4 still obeys, but complains of.
         warnings.filterwarnings("ignore", message=".*settotalmass")
-        return mujoco.MjSpec.from_file(str(folder / robot.xml)).compile()
+        spec = mujoco.MjSpec.from_file(str(folder / robot.xml))
+        robot.build(spec)
+        return spec.compile()
 
 
 class HostRobot(HostEnv):
-    """B copies of a robot; many are stepped by threads."""
+    """B copies of a robot; many are stepped by threads. What pays may depend on a hidden task."""
 
     def __init__(self, robot: Robot, frame_skip: int | None = None, horizon: int | None = None):
         self.robot = robot
@@ -255,8 +372,8 @@ class HostRobot(HostEnv):
         return self._spec
 
     @property
-    def _settings(self) -> tuple[Robot, int, int]:
-        return self.robot, self.frame_skip, self.horizon
+    def _settings(self) -> tuple[type, Robot, int, int]:
+        return type(self), self.robot, self.frame_skip, self.horizon
 
     def reset(
         self, tasks: Any, seeds: UInt32[np.ndarray, "B words"], state: Snapshot | None, where: Bool[np.ndarray, "B"]
@@ -276,7 +393,6 @@ class HostRobot(HostEnv):
 
     def step(self, tasks: Any, state: Snapshot, action: Float[np.ndarray, "B actions"]) -> tuple[Snapshot, TimeStep]:
         """Advance all copies by one control period. Actions outside [-1, 1] are clipped; others must be finite."""
-        del tasks
         batch = len(state.time)
         if action.shape != (batch, self.model.nu):  # what follows does not look
             raise UserError(f"{self.robot.xml}: actions are {action.shape}; they must be ({batch}, {self.model.nu})")
@@ -305,7 +421,7 @@ class HostRobot(HostEnv):
         physics = np.ascontiguousarray(states[:, -1])
         before, now = self._reading(old), self._reading(physics)
         obs = self.robot.observe(now)
-        reward = self.robot.pay(before, command, now, obs, self.period)
+        reward = self.robot.pay(tasks, before, command, now, obs, self.period)
         fallen = self.robot.fallen(obs)
         time = state.time + 1
         timestep = TimeStep(
@@ -317,13 +433,6 @@ class HostRobot(HostEnv):
             action.astype(np.float32),
         )
         return Snapshot(physics.view(np.uint32), time), timestep
-
-    def reward(self, task: Any, obs: Array, action: Array, next_obs: Array) -> Float[Array, ""]:
-        """What a step pays, by what is observed (`types.Known`)."""
-        del task, obs
-        velocity = self.model.nq - self.robot.hidden
-        command = jnp.asarray(self._middle, jnp.float32) + jnp.asarray(self._half, jnp.float32) * action
-        return self.robot.pay_by_sight(command, next_obs, velocity)
 
     def terminated(self, task: Any, next_obs: Array) -> Bool[Array, ""]:
         """Whether the robot has fallen (`types.Known`)."""
@@ -353,3 +462,14 @@ class HostRobot(HostEnv):
             mujoco.mj_comPos(self.model, data)
             seen[b] = np.concatenate([getattr(data.body(name), kind) for kind, name in self.robot.seen])
         return seen
+
+
+class KnownRobot(HostRobot):
+    """A robot whose reward can be told from what is observed (`types.Known`)."""
+
+    def reward(self, task: Any, obs: Array, action: Array, next_obs: Array) -> Float[Array, ""]:
+        """What a step pays, by what is observed (`types.Known`)."""
+        del task, obs
+        velocity = self.model.nq - self.robot.hidden
+        command = jnp.asarray(self._middle, jnp.float32) + jnp.asarray(self._half, jnp.float32) * action
+        return self.robot.pay_by_sight(command, next_obs, velocity)

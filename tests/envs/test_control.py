@@ -12,7 +12,8 @@ import pytest
 
 from metadyna.envs import TASKS, make
 from metadyna.envs.control import (
-    Bodies,
+    BODIES,
+    RODS,
     Body,
     CartPoleBalance,
     CartPoleSwingUp,
@@ -26,6 +27,9 @@ from metadyna.envs.control import (
     Pendulum,
     PointDirection,
     PointMass,
+    Ranged,
+    Rod,
+    RodPendulum,
 )
 from metadyna.rollout import DeviceCollector, episode_lengths, episode_returns
 from metadyna.types import Env, Known
@@ -33,12 +37,14 @@ from metadyna.types import Env, Known
 KEY = jax.random.key(0)
 TASK = Episode(jnp.int32(0))
 BODY = Body(jnp.float32(2), jnp.float32(0.5))
+ROD = Rod(jnp.float32(1.5), jnp.float32(0.75))
 ENVS = {
     "pendulum": (Pendulum(), TASK),
     "balance": (CartPoleBalance(), TASK),
     "swing-up": (CartPoleSwingUp(), TASK),
     "point mass": (PointMass(), TASK),
     "double integrator": (DoubleIntegrator(), BODY),
+    "rod": (RodPendulum(), ROD),
     "direction": (PointDirection(), TASK),
     "navigation": (Navigation(), Goal(jnp.array([0.3, -0.4], jnp.float32))),
 }
@@ -282,14 +288,30 @@ def test_the_direction_is_hidden():
     assert starts[1].obs.shape == (64, 1)
 
 
-def test_bodies_are_a_grid_over_what_is_drawn():
-    grid = Bodies(masses=(1.0, 3.0), dampings=(0.0, 1.0), side=3).enumerate()
+def test_tasks_of_ranges_are_a_grid_over_what_is_drawn():
+    grid = Ranged(Body, ((1.0, 3.0), (0.0, 1.0)), side=3).enumerate()
     assert set(zip(grid.mass.tolist(), grid.damping.tolist(), strict=True)) == set(product((1, 2, 3), (0, 0.5, 1)))
-    drawn = jax.vmap(Bodies().sample)(jax.random.split(KEY, 500))
-    for values, (low, high) in ((drawn.mass, (0.5, 2)), (drawn.damping, (0, 1))):
-        assert low <= values.min() < low + 0.05
-        assert high - 0.05 < values.max() <= high
-    assert abs(np.corrcoef(drawn.mass, drawn.damping)[0, 1]) < 0.15
+    for ranged in (BODIES, RODS):
+        drawn = jax.vmap(ranged.sample)(jax.random.split(KEY, 500))
+        for values, (low, high) in zip(drawn, ranged.ranges, strict=True):
+            assert low <= values.min() < low + 0.05 * (high - low)
+            assert high - 0.05 * (high - low) < values.max() <= high
+        assert abs(np.corrcoef(*drawn)[0, 1]) < 0.15
+
+
+def test_a_rod_swings_as_its_length_says_and_turns_as_its_inertia_says():
+    """Small swings have the period 2π sqrt(2l/3g) whatever the mass; torque is over ml²/3."""
+    for mass, length in ((1.0, 1.0), (0.5, 1.25), (1.5, 0.75)):
+        rod = Rod(jnp.float32(mass), jnp.float32(length))
+        step = stepper(RodPendulum(period=0.002), rod)
+        physics, time = np.array([np.pi + 0.05, 0.0]), 0
+        while physics[0] > np.pi:  # a quarter of a period
+            physics, time = np.asarray(step(physics, 0.0)[0].physics), time + 1
+        assert 4 * 0.002 * time == pytest.approx(2 * np.pi * (2 * length / 30) ** 0.5, rel=0.01)
+        speed = step([0.0, 0.0], 0.5)[0].physics[1]
+        assert speed == pytest.approx(0.002 * 1.0 / (mass * length**2 / 3), rel=1e-4)
+    plain, one = stepper(Pendulum()), stepper(RodPendulum(), Rod(jnp.float32(1), jnp.float32(1)))
+    np.testing.assert_array_equal(plain([1.0, 2.0], 0.3)[0].physics, one([1.0, 2.0], 0.3)[0].physics)
 
 
 def test_a_body_obeys_its_mass_and_damping():

@@ -8,7 +8,7 @@ import pytest
 
 from metadyna.envs import CONTROLS, ROBOT_NAMES, draw_control, draw_robot, make, shapes
 from metadyna.envs.control import (
-    Bodies,
+    BODIES,
     Body,
     CartPoleBalance,
     CartPoleSwingUp,
@@ -21,6 +21,8 @@ from metadyna.envs.control import (
     Pendulum,
     PointDirection,
     PointMass,
+    Rod,
+    RodPendulum,
 )
 from metadyna.envs.mujoco import ROBOTS, HostRobot, Robot
 from metadyna.envs.render import AGENT, GOAL_FLOOR, WOOD
@@ -40,6 +42,15 @@ def standing(env, **moved):
     for name, by in moved.items():
         physics[1 + int(name[1:])] += by
     return physics
+
+
+def test_the_arm_is_drawn_with_its_goal():
+    env = make("arm-200").env
+    assert isinstance(env, HostRobot)
+    near, far = (draw_robot.picture(env, standing(env, q7=x), size=100).astype(int) for x in (0.4, 0.6))
+    red = [np.argwhere(image[..., 0] - image[..., 1:].max(axis=-1) > 100) for image in (near, far)]
+    assert min(len(pixels) for pixels in red) > 3
+    assert np.linalg.norm(red[0].mean(axis=0) - red[1].mean(axis=0)) > 3
 
 
 @pytest.mark.parametrize("name", ROBOT_NAMES)
@@ -199,6 +210,7 @@ def drawn(env, physics, task=ONE, action=None, size=120):
 
 PROBLEMS = {
     "pendulum": (ONE, [0.5, 0.0], [1.0, 0.0]),
+    "pendulum-rods": (Rod(jnp.float32(0.5), jnp.float32(1.25)), [0.5, 0.0], [1.0, 0.0]),
     "cartpole-balance": (ONE, [0.1, 0, 0.1, 0], [0.5, 0, -0.1, 0]),
     "cartpole-swingup": (ONE, [0.1, 0.4, 0, 0], [0.1, 0.8, 0, 0]),
     "point-mass": (ONE, [1.0, -1.0], [1.0, 1.0]),
@@ -270,7 +282,7 @@ def test_the_side_that_pays_is_green():
 
 
 def test_a_body_is_as_large_as_its_mass_and_never_leaves_the_sheet():
-    light, heavy = (Body(jnp.float32(mass), jnp.float32(0)) for mass in Bodies().masses)
+    light, heavy = (Body(jnp.float32(mass), jnp.float32(0)) for mass in BODIES.ranges[0])
     sizes = [(drawn(DoubleIntegrator(), [0.5, 0], task) == WOOD).all(axis=-1).sum() for task in (light, heavy)]
     assert sizes[1] > 1.5 * sizes[0]
     for x in (-80.0, -2.0, 2.0, 80.0):
@@ -280,11 +292,23 @@ def test_a_body_is_as_large_as_its_mass_and_never_leaves_the_sheet():
     assert (far[0] != far[1]).any()
 
 
+def test_a_rod_is_as_long_as_it_is_and_as_wide_as_its_mass_per_length():
+    def shown(mass, length):
+        rod = Rod(jnp.float32(mass), jnp.float32(length))
+        pixels = np.argwhere((drawn(RodPendulum(), [np.pi / 2, 0], rod, size=240) == AGENT).all(axis=-1))
+        return np.ptp(pixels, axis=0)  # it lies on its side
+
+    (thin, short), (thick, long), (heavy, _) = shown(0.5, 0.75), shown(1.5, 1.25), shown(1.5, 0.75)
+    assert long > 1.5 * short
+    assert heavy > 1.5 * thick > 1.2 * thin
+
+
 def test_a_step_takes_as_long_as_the_problem_says():
     periods = {name: draw_control.seconds(make(name).env) for name in CONTROLS}
     assert periods == pytest.approx(
         {
             "pendulum": 0.05,
+            "pendulum-rods": 0.05,
             "cartpole-balance": 0.02,
             "cartpole-swingup": 0.04,
             "double-integrator": 0.1,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from metadyna.envs import ROBOT_NAMES, SHORT_ROBOT_NAMES, make
-from metadyna.envs.mujoco import ROBOTS, SHORT, HostRobot, Snapshot
+from metadyna.envs.mujoco import ERRANDS, ROBOTS, SHORT, Arm, HostRobot, KnownRobot, Snapshot
 from metadyna.errors import UserError
 from metadyna.host import HostCollector
 from metadyna.rollout import episode_returns
@@ -41,7 +41,7 @@ TRACKED = ("ant", "humanoid", "reacher", "pusher")
 
 @functools.cache
 def robot(name):
-    return HostRobot(ROBOTS[name])
+    return KnownRobot(ROBOTS[name])
 
 
 def start(env, batch, seed=0):
@@ -374,7 +374,7 @@ def test_a_step_is_a_function_of_state_and_action(name):
     env.step(None, once[0], -action)
     stored = Snapshot(*(np.asarray(jnp.asarray(x)) for x in state))  # as a checkpoint does
     assert stored.physics.dtype == np.uint32
-    for other, value in ((env, state), (HostRobot(ROBOTS[name]), state), (env, stored)):
+    for other, value in ((env, state), (KnownRobot(ROBOTS[name]), state), (env, stored)):
         jax.tree.map(np.testing.assert_array_equal, once, other.step(None, value, action))
     np.testing.assert_array_equal(state.physics, kept)
 
@@ -460,3 +460,84 @@ def test_short_episodes_return_what_the_card_says_of_an_untrained_policy(name, p
             played = collector.episodes(act, jnp.float32(scale), (), tasks, jax.random.key(1))
             within = 3 * spread * (1 / 40 + 1 / copies) ** 0.5
             assert np.mean(episode_returns(played)) == pytest.approx(mean, abs=within)
+
+
+def test_long_episodes_differ_from_short_ones_in_nothing_else():
+    short, long = make("half-cheetah-200").env, make("half-cheetah-1000").env
+    assert (short.spec.horizon, long.spec.horizon) == (200, 1000)
+    assert (short.robot, short.frame_skip) == (long.robot, long.frame_skip)
+    assert short != long
+
+
+# --- the arm, and hidden tasks
+
+
+def test_goals_of_the_arm_fill_their_box_and_are_within_reach():
+    """Poses all over the joints' ranges bring the tip within 5 cm of every goal; the tip is between the prongs."""
+    env = make("arm-200").env
+    obs = start(env, 200)[1].obs
+    model, data, generator = env.model, mujoco.MjData(env.model), np.random.default_rng(0)
+    low, high = model.jnt_range[:7].T
+    tips = []
+    for _ in range(30_000):
+        data.qpos[:7] = generator.uniform(low, high)
+        mujoco.mj_kinematics(model, data)
+        tips.append(data.body("tip").xpos.copy())
+    prongs = [data.geom(name).xpos for name in ("tip_arml", "tip_armr")]
+    np.testing.assert_allclose(tips[-1], np.mean(prongs, axis=0), atol=1e-9)
+    state, _ = start(env, 200)
+    goals = np.array([joints(env, state, b)[0][-3:] for b in range(200)])
+    box = np.array(Arm.HIGH) - Arm.LOW
+    assert (goals.min(axis=0) < Arm.LOW + 0.05 * box).all()
+    assert (goals.max(axis=0) > Arm.HIGH - 0.05 * box).all()
+    gaps = np.linalg.norm(np.array(tips)[None] - goals[:, None], axis=-1).min(axis=1)
+    assert gaps.max() < 0.05
+    data.qpos[:] = joints(env, state, 0)[0]
+    mujoco.mj_kinematics(model, data)
+    np.testing.assert_allclose(obs[0, -3:], goals[0] - data.body("tip").xpos, atol=1e-6)
+
+
+def test_the_arm_pays_for_squared_distance_and_effort():
+    """Card of MB-MPO, 2.1: -Σ(goal - tip)² - 0.005 Σ(share of the largest torque)²; the goal stays where it is."""
+    env = make("arm-200").env
+    assert env.spec.observation.shape == (17,)
+    assert (env.spec.action.shape, env.period) == ((7,), pytest.approx(0.05))
+    state, before = start(env, 3)
+    action = np.full((3, 7), 0.5, np.float32)
+    after, timestep = env.step(None, state, action)
+    expected = -np.sum(timestep.obs[:, -3:] ** 2, axis=1) - 0.005 * 7 * 0.5**2
+    np.testing.assert_allclose(timestep.reward, expected, rtol=1e-5)
+    told = env.reward(None, jnp.asarray(before.obs[0]), jnp.asarray(action[0]), jnp.asarray(timestep.obs[0]))
+    assert told == pytest.approx(expected[0], rel=1e-5)
+    np.testing.assert_allclose(joints(env, after)[0][-3:], joints(env, state)[0][-3:], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ERRANDS)
+def test_what_a_cheetah_is_paid_for_is_hidden(name):
+    """The same steps pay by the task; nothing that is observed tells which it is."""
+    family = make(name)
+    env, known = family.env, robot("half-cheetah")
+    assert not isinstance(env, Known)
+    tasks = jax.tree.map(lambda x: np.resize(np.asarray(x), 4), family.test.enumerate())
+    state, _ = start(env, 4)
+    one = Snapshot(np.repeat(state.physics[:1], 4, axis=0), state.time)
+    action = np.repeat(actions(env, 1), 4, axis=0)
+    _, timestep = env.step(tasks, one, action)
+    _, plain = known.step(None, one, action)
+    np.testing.assert_array_equal(timestep.obs, plain.obs)
+    effort = np.sum(action**2, axis=1)
+    speed = plain.reward + 0.1 * effort
+    if name.endswith("velocity"):
+        pays = -np.abs(speed - tasks.speed)
+        assert np.asarray(family.test.enumerate().speed)[[0, 10, -1]].tolist() == pytest.approx([0, 1, 3])
+    else:
+        pays = tasks.sign * speed
+        assert tasks.sign.tolist() == [1, -1, 1, -1]
+    np.testing.assert_allclose(timestep.reward, pays - 0.05 * effort, atol=1e-5)
+    assert len(np.unique(timestep.reward)) == (4 if name.endswith("velocity") else 2)
+
+
+def test_both_headings_are_drawn():
+    drawn = jax.vmap(make("half-cheetah-direction").train.sample)(jax.random.split(jax.random.key(0), 200))
+    assert set(drawn.sign.tolist()) == {1.0, -1.0}
+    assert abs(np.mean(drawn.sign)) < 0.25
