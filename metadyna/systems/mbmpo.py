@@ -12,9 +12,10 @@
 Names: M `tasks`, K `model.members`, N `episodes`, α `learner.inner.rate`. The environment's reward and end are known.
 
 Differences from the authors' code: the policies that collect are adapted from the latest θ, not from the one before
-its last step. Imagined episodes are cut where they end, and not followed by others. Actions are clipped before the
-model and the reward see them. Members see draws of the data with replacement. No weight normalisation. Evaluation
-takes the mean action of π_θ. Imagined observations are kept within ±1000, as there.
+its last step. Nothing is learnt before the random steps are over. Imagined episodes are cut where they end, and not
+followed by others; observations are kept within ±1000, as there. Actions are clipped before the model and the reward
+see them. Members see draws of the data with replacement. No weight normalisation. Evaluation takes the mean action of
+π_θ.
 """
 
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from metadyna.adapt.gradient import GradientSteps, Meta
 from metadyna.errors import UserError
 from metadyna.gaussian_policy import GaussianPolicy, perform, practise
 from metadyna.improve.meta import MetaPPO, MetaTRPO
+from metadyna.improve.repeat import repeat_updates
 from metadyna.models import fit as fits
 from metadyna.models.fit import Fit, FitState
 from metadyna.models.gaussian import GaussianEnsemble
@@ -51,6 +53,14 @@ class State(NamedTuple):
     real: replay.Ring
     starts: replay.Ring
     steps: Int[Array, ""]
+
+
+class Learner(NamedTuple):
+    """What meta-learning changes."""
+
+    meta: Meta
+    optimiser: optax.OptState
+    policies: GaussianPolicy
 
 
 class Explorer(NamedTuple):
@@ -87,6 +97,8 @@ class MBMPO:
     """Outer steps per iteration; the paper has 30."""
     collect: int = 1
     """Real episodes of every task's policy per iteration."""
+    adapted_collection: bool = True
+    """Live with the adapted policies, each of which knows one model best, or with the initial one (an ablation)."""
     warmup: int = 4_000
     """Environment steps of uniformly random actions at first."""
     capacity: int = 100_000
@@ -166,12 +178,21 @@ class MBMPO:
         flat, chosen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (lived._replace(extras=()), valid))
         real = replay.add_where(state.real, flat, chosen)
         starts = replay.add(state.starts, lived.obs[0].reshape(-1, lived.obs.shape[-1]))
-        examples, count = world.examples(real.items), replay.size(real)
-        model, metrics = fits.fit(self.fit, self.model, state.model, *examples, count, key)
         steps = state.steps + jnp.sum(valid, dtype=jnp.int32)
-        metrics = {name: Average.of(value) for name, value in metrics.items()}
-        metrics["train/episode_return"] = Average.of(episode_returns(lived))
-        return state._replace(model=model, real=real, starts=starts, steps=steps), metrics
+        state = state._replace(real=real, starts=starts, steps=steps)
+        model, metrics = repeat_updates(partial(self._fit, world, state), state.model, self._due(state), key)
+        return state._replace(model=model), {**metrics, "train/episode_return": Average.of(episode_returns(lived))}
+
+    def _due(self, state: State) -> Int[Array, ""]:
+        """How often to learn in this iteration: not before the random steps are over."""
+        return (state.steps >= self.warmup).astype(jnp.int32)
+
+    def _fit(
+        self, world: WorldModel, state: State, model: FitState, key: PRNGKeyArray
+    ) -> tuple[FitState, dict[str, Array]]:
+        """Fit the models to all that was lived."""
+        examples, count = world.examples(state.real.items), replay.size(state.real)
+        return fits.fit(self.fit, self.model, model, *examples, count, key)
 
     @partial(jax.jit, static_argnums=(0, 1))
     def _meta_learn(self, world: WorldModel, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
@@ -208,12 +229,21 @@ class MBMPO:
             told["imagined_return"], told["adaptation_gain"] = returns[0], returns[-1] - returns[0]
             return (meta, optimiser), told
 
-        k_steps, k_live = jax.random.split(key)
-        start = state.meta, state.optimiser
-        (meta, optimiser), told = jax.lax.scan(meta_step, start, jax.random.split(k_steps, self.meta_steps))
-        policies = adapted(meta, jax.random.split(k_live, inner.steps))[2]
+        def learn(at: Learner, key: PRNGKeyArray) -> tuple[Learner, dict[str, Array]]:
+            k_steps, k_live = jax.random.split(key)
+            start = at.meta, at.optimiser
+            (meta, optimiser), told = jax.lax.scan(meta_step, start, jax.random.split(k_steps, self.meta_steps))
+            policies = learner.copies(meta, self.tasks)
+            if self.adapted_collection:
+                policies = adapted(meta, jax.random.split(k_live, inner.steps))[2]
+            last = told["imagined_return"][-1]
+            means = {name: jnp.mean(values) for name, values in told.items()}
+            return Learner(meta, optimiser, policies), {**means, "last_imagined_return": last}
+
+        start = Learner(state.meta, state.optimiser, state.policies)
+        (meta, optimiser, policies), told = repeat_updates(learn, start, self._due(state), key)
         state = state._replace(meta=meta, optimiser=optimiser, policies=policies)
-        return state, {f"train/{name}": Average.of(values) for name, values in told.items()}
+        return state, {f"train/{name}": values for name, values in told.items()}
 
 
 def explore(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 
 from metadyna.adapt.gradient import GradientSteps
 from metadyna.envs import make
+from metadyna.envs.control import ControlState
 from metadyna.errors import UserError
 from metadyna.gaussian_policy import GaussianPolicy, practise
 from metadyna.improve.meta import MetaTRPO
-from metadyna.rollout import DeviceCollector, valid_steps
+from metadyna.models import fit as fits
+from metadyna.models.fit import Fit
+from metadyna.models.imagine import branch
+from metadyna.rollout import DeviceCollector, episode_returns, valid_steps
 from metadyna.systems.mbmpo import MBMPO, Explorer, bounded, bounded_world, explore
 from metadyna.types import TimeStep
 from tests.tiny import CONTINUOUS
@@ -20,7 +25,9 @@ from tests.tiny import CONTINUOUS
 KEY = jax.random.key(0)
 FAMILY = make("cartpole-balance")  # whose episodes end early
 COLLECTOR = DeviceCollector(FAMILY.env, FAMILY.train)
+WORLD = bounded_world(FAMILY.env)
 SMALL = CONTINUOUS["mb-mpo"]
+BOLD = replace(SMALL, learner=MetaTRPO(GradientSteps(rate=0.5)))
 
 
 def test_tasks_share_the_models_in_order():
@@ -38,7 +45,7 @@ def test_what_was_lived_is_stored_without_padding_and_counted():
     lived = COLLECTOR.episodes_of_each(explore, explorers, tasks, 3, KEY)
     valid = np.asarray(valid_steps(lived.last))
     assert 0 < valid.sum() < valid.size
-    after, metrics = SMALL._learn(bounded_world(FAMILY.env), state, lived, KEY)
+    after, metrics = SMALL._learn(WORLD, state, lived, KEY)
     assert after.real.added == after.steps == valid.sum()
     np.testing.assert_array_equal(after.real.items.obs[: valid.sum()], lived.obs[valid])
     assert after.real.items.discount[: valid.sum()].sum() == valid.sum() - 6  # every end was a fall
@@ -48,19 +55,119 @@ def test_what_was_lived_is_stored_without_padding_and_counted():
     assert returned.total / returned.weight == pytest.approx(valid.sum() / 6)
 
 
-def test_the_policies_to_live_with_are_those_that_adapt():
-    world = bounded_world(FAMILY.env)
-    for rate, moved in ((0.5, True), (0.0, False)):
-        system = replace(SMALL, learner=MetaTRPO(GradientSteps(rate=rate)))
-        state = jax.jit(lambda key, system=system: system.init(COLLECTOR, key))(KEY)
-        starts = jax.random.uniform(KEY, (8, 4), minval=-0.05, maxval=0.05)
-        state = state._replace(starts=state.starts._replace(items=state.starts.items.at[:8].set(starts), added=8))
-        after, metrics = system._meta_learn(world, state, KEY)
-        weights, policies = after.meta.weights.mlp.layers[0].weight, after.policies.mlp.layers[0].weight
-        assert not np.array_equal(weights, state.meta.weights.mlp.layers[0].weight)
-        apart = np.abs(policies - weights[None]).max(axis=(1, 2))
-        assert (apart > 1e-6).all() if moved else (apart == 0).all()
-        assert np.isfinite(metrics["train/adaptation_gain"].total)
+def moved(before, after):
+    """First layers of the initial policy and of those that collect, and how far apart they are."""
+    weights, policies = after.meta.weights.mlp.layers[0].weight, after.policies.mlp.layers[0].weight
+    assert not np.array_equal(weights, before.meta.weights.mlp.layers[0].weight)
+    return np.abs(policies - weights[None]).max(axis=(1, 2))
+
+
+def test_the_policies_to_live_with_are_those_that_adapt_or_the_initial_one():
+    state = jax.jit(lambda key: SMALL.init(COLLECTOR, key))(KEY)
+    starts = jax.random.uniform(KEY, (8, 4), minval=-0.05, maxval=0.05)
+    starts = state.starts._replace(items=state.starts.items.at[:8].set(starts), added=8)
+    state = state._replace(starts=starts, steps=jnp.int32(SMALL.warmup))
+    after, metrics = BOLD._meta_learn(WORLD, state, KEY)
+    assert (moved(state, after) > 1e-6).all()
+    assert np.isfinite(metrics["train/adaptation_gain"].total)
+    after, _ = replace(BOLD, adapted_collection=False)._meta_learn(WORLD, state, KEY)
+    assert (moved(state, after) == 0).all()
+
+
+def test_nothing_is_learnt_before_the_random_steps_are_over():
+    state = jax.jit(lambda key: SMALL.init(COLLECTOR, key))(KEY)
+    early, told = BOLD._meta_learn(WORLD, state._replace(steps=jnp.int32(19)), KEY)
+    jax.tree.map(np.testing.assert_array_equal, early.meta, state.meta)
+    jax.tree.map(np.testing.assert_array_equal, early.policies, state.policies)
+    assert {int(value.weight) for value in told.values()} == {0}
+    tasks = jax.vmap(FAMILY.train.sample)(jax.random.split(KEY, 2))
+    lived = COLLECTOR.episodes_of_each(explore, Explorer(state.policies, jnp.ones(2, bool)), tasks, 3, KEY)
+    late = replace(SMALL, warmup=1_000)
+    for system, times in ((SMALL, 1), (late, 0)):
+        after, told = system._learn(WORLD, state, lived, KEY)
+        assert after.steps == after.real.added > 20
+        moved = [
+            not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (after.model, state.model)), strict=True)
+        ]
+        assert any(moved) == bool(times)
+        assert told["fit/updates"].weight == times
+
+
+class TruePoint(eqx.Module):
+    """The point's own dynamics as every model (`models.imagine.Predictor`)."""
+
+    num_members: int = eqx.field(static=True, default=2)
+    num_inputs: int = eqx.field(static=True, default=4)
+    num_outputs: int = eqx.field(static=True, default=2)
+
+    def best(self):
+        return self
+
+    def only(self, member):
+        del member
+        return TruePoint(num_members=1)
+
+    def sample(self, inputs, noise):
+        del noise
+        return 0.1 * inputs[..., 2:]
+
+
+def test_true_dynamics_in_place_of_the_models_return_what_the_environment_does():
+    """Reference card of MB-MPO, O12: the same episodes with the same noise, ends and all, whatever the task's model."""
+    family = make("point-mass")
+    starts = jnp.array([[0.35, -0.25], [0.1, 0.1], [1.5, -0.7], [0.05, -0.005]])
+
+    def act(params, carry, timestep, key):
+        return jnp.clip(-10 * timestep.obs, -1.5, 1.5) + params * jax.random.normal(key, (2,)), carry, ()
+
+    def episode(start, actions):
+        def step(at, action):
+            state, ended = at
+            state, after = family.env.step(None, state, action, KEY)
+            return (state, ended | after.last), (jnp.where(ended, 0, after.reward), ended)
+
+        return jax.lax.scan(step, (ControlState(start, jnp.int32(0)), jnp.bool_(False)), actions)[1]
+
+    for noise in (0.0, 0.3):
+        run = jax.jit(lambda noise: branch(bounded_world(family.env), TruePoint().only(0), act, noise, starts, 30, KEY))
+        made = run(jnp.float32(noise))
+        rewards, ended = jax.vmap(episode, (0, 1), 1)(starts, made.action)
+        np.testing.assert_array_equal(valid_steps(made.last), ~np.asarray(ended))
+        np.testing.assert_allclose(episode_returns(made), rewards.sum(axis=0), rtol=1e-5)
+        assert np.asarray(ended)[-1].any()
+
+
+def test_adapted_policies_differ_through_what_was_sampled_alone():
+    """O12: in models that are one and the same, two tasks that sample the same adapt alike; and else they do not."""
+    learner = MetaTRPO(GradientSteps(rate=0.5))
+    meta = learner.inner.start(GaussianPolicy.create(2, 2, (8,), KEY))
+    world = bounded_world(make("point-mass").env)
+    starts = jax.random.uniform(KEY, (5, 2), minval=-2, maxval=2)
+
+    def adapted(keys):
+        def lived(member, key):
+            return branch(world, TruePoint().only(member), practise, meta.weights, starts, 10, key)
+
+        made = jax.vmap(lived, out_axes=1)(jnp.arange(2), keys)
+        return learner.adapt(meta, learner.copies(meta, 2), learner.weigh(made), 0)
+
+    for same, keys in ((True, jnp.stack([KEY, KEY])), (False, jax.random.split(KEY))):
+        first, second = jax.jit(adapted)(keys).mlp.layers[0].weight
+        assert np.allclose(first, second, atol=1e-6) == same
+
+
+def test_a_small_network_learns_the_point_in_few_epochs():
+    """Reference card of MB-MPO, O11: 20,000 random steps, (32, 32), a mean error of at most 0.01 within 20 epochs."""
+    env, keys = make("point-mass").env, jax.random.split(KEY, 3)
+    obs = jax.random.uniform(keys[0], (20_000, 2), minval=-2, maxval=2)
+    action = jax.random.uniform(keys[1], (20_000, 2), minval=-1, maxval=1)
+    next_obs = jax.vmap(lambda o, a: env.advance(None, o, a, KEY))(obs, action)
+    model = replace(MBMPO().model, members=1, elites=1, widths=(32, 32))
+    state = fits.init(model, 4, 2, keys[2])
+    inputs, targets = jnp.concatenate([obs, action], axis=1), next_obs - obs
+    state, _ = fits.fit(Fit(batch=500, max_epochs=20), model, state, inputs[:16_000], targets[:16_000], 16_000, KEY)
+    predicted = state.ensemble.sample(inputs[None, 16_000:], None)[0]
+    assert np.abs(np.asarray(predicted) - targets[16_000:]).mean() <= 0.01
 
 
 def test_exploring_is_random_or_the_policy():
