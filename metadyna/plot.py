@@ -28,6 +28,9 @@ _LEGEND_CHARACTERS = 100
 """Characters of legend text that fit beside each other below the figure."""
 
 
+Numbers = Sequence[int] | Sequence[float]
+
+
 class _Curve(NamedTuple):
     """One seed: environment steps, ascending, and the values there."""
 
@@ -69,6 +72,43 @@ def learning_curves(
     _finish(figure, axes, references or {}, out)
 
 
+def curves(
+    arms: Mapping[str, tuple[Numbers, np.ndarray]],
+    out: Path,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    log_x: bool = False,
+    log: bool = False,
+    marks: Mapping[str, tuple[Numbers, Numbers]] | None = None,
+) -> None:
+    """Draw each arm's values [seeds, points] at points of its own into the file `out`, as in `lines`.
+
+    `marks` are points that others published of an arm, in its colour.
+    """
+    figure, axes = _figure(title, xlabel, ylabel)
+    for position, (name, (x, values)) in enumerate(arms.items()):
+        _draw(axes, PALETTE[position % len(PALETTE)], name, x, np.asarray(values))
+    for number, (name, points) in enumerate((marks or {}).items()):
+        colour = PALETTE[[*arms].index(name) % len(PALETTE)]
+        label = None if number else "published"
+        axes.plot(*points, "o", color=colour, markerfacecolor="white", markersize=5, label=label, zorder=4)
+    if log_x:
+        axes.set_xscale("log")
+    if log:
+        axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _finish(figure, axes, {}, out)
+
+
+def _draw(axes: Axes, colour: str, name: str, x: Any, values: Float[np.ndarray, "seeds points"]) -> None:
+    """The mean over seeds, its interval, and the seeds."""
+    axes.plot(x, values.T, color=colour, linewidth=0.7, alpha=0.35)
+    label = f"{name} ({_count(len(values))})"
+    axes.plot(x, values.mean(axis=0), color=colour, linewidth=2, label=label, zorder=3)
+    axes.fill_between(x, *stats.bootstrap_band(values), color=colour, alpha=0.18, linewidth=0)
+
+
 def lines(
     arms: Mapping[str, np.ndarray],
     x: Sequence[int],
@@ -85,13 +125,7 @@ def lines(
     """
     figure, axes = _figure(title, xlabel, ylabel)
     for position, (name, values) in enumerate(arms.items()):
-        colour = PALETTE[position % len(PALETTE)]
-        axes.plot(x, np.asarray(values).T, color=colour, linewidth=0.7, alpha=0.35)
-        axes.plot(
-            x, np.mean(values, axis=0), color=colour, linewidth=2, label=f"{name} ({_count(len(values))})", zorder=3
-        )
-        low, high = stats.bootstrap_band(np.asarray(values))
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        _draw(axes, PALETTE[position % len(PALETTE)], name, x, np.asarray(values))
     for name, values in (marks or {}).items():
         axes.plot(
             x, values, "o", color=_INK, markersize=5, markerfacecolor="white", label=name, zorder=4, clip_on=False
@@ -194,6 +228,31 @@ def space(
         axes.set_aspect("equal")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=_FONT_SIZE - 1)
+    _write(figure, out)
+
+
+def maps(
+    grids: Mapping[str, Float[np.ndarray, "rows columns"]],
+    half: float,
+    out: Path,
+    title: str = "",
+    points: Mapping[str, Float[np.ndarray, "points 2"]] | None = None,
+) -> None:
+    """Draw quantities over the square [-half, half]² into the file `out`, a panel each; rows are y, upwards.
+
+    `points` by the name of a panel are drawn over it.
+    """
+    figure = Figure(figsize=(3.2 * len(grids) + 0.3, 3.5), layout="constrained")
+    panels = figure.subplots(1, len(grids), squeeze=False)[0]
+    for panel, (name, values) in zip(panels, grids.items(), strict=True):
+        shown = panel.imshow(values, origin="lower", extent=(-half, half, -half, half), cmap="cividis")
+        for where in (points or {}).get(name, []):
+            panel.plot(*where, ".", color="white", markersize=2, alpha=0.5)
+        bar = figure.colorbar(shown, ax=panel, shrink=0.8)
+        bar.ax.tick_params(labelsize=_FONT_SIZE - 2, colors=_INK)
+        panel.set_title(name, loc="left", fontsize=_FONT_SIZE - 1, color=_INK)
+        panel.tick_params(labelsize=_FONT_SIZE - 2, colors=_INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=_FONT_SIZE + 2, color=_INK)
     _write(figure, out)
 
 

@@ -13,15 +13,21 @@ import numpy as np
 from metadyna import envs, plot, run, runinfo, stats
 from metadyna.config import Config, to_dict
 from metadyna.errors import UserError, unknown
-from metadyna.experiments import abstract, meta
+from metadyna.experiments import abstract, mbmpo, meta
 from metadyna.experiments.presets import PRESETS
 from metadyna.experiments.records import Study, kept
 from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
 from metadyna.improve.slopes import Distance
 from metadyna.models.fit import Fit
 from metadyna.planning.act import TreeActing
+from metadyna.planning.mpc import MPC
+from metadyna.search.random import RandomShooting
 from metadyna.systems.mbpo import MBPO
+from metadyna.systems.metrpo import METRPO
+from metadyna.systems.mpc import RandomShootingMPC
+from metadyna.systems.ppo import ProximalPolicyOptimisation
 from metadyna.systems.sac import SoftActorCritic
+from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 
 
 @dataclass(frozen=True)
@@ -256,7 +262,7 @@ def _slopes_of(runs: Study, name: str) -> Study:
 
 def _controls_of(runs: Study, name: str) -> Study:
     """CRAR with what should help and what should not, beside the baseline of another study."""
-    base = runs.arms[abstract.BASELINE]
+    base: Any = runs.arms[abstract.BASELINE]
     crar: Any = base.system
     more = replace(crar.data, transitions=200_000)
     arms = {
@@ -288,6 +294,90 @@ def _navigation(name: str, seeds: int, steps: int) -> Study:
     configs = {arm: replace(base, system=replace(system, learner=learner)) for arm, learner in learners.items()}
     return Study(name, "MAML on 2-D navigation", configs, seeds, meta.measure, meta.navigation)
 
+
+def _mbmpo_rivals(name: str, seeds: int) -> Study:
+    """MB-MPO and others on its half-cheetah: the same networks and real data kept, and as many imagined steps."""
+    base = PRESETS["mb-mpo"]["half-cheetah"]
+    ours: Any = base.system
+    imagined = 2 * ours.tasks * ours.episodes * ours.meta_steps
+    me_trpo = METRPO(
+        model=ours.model,
+        fit=ours.fit,
+        parallel=ours.tasks,
+        collect=200,
+        episodes=imagined // 20,
+        horizon=ours.horizon,
+        policy_steps=20,
+        tolerance=1.0,
+        capacity=ours.capacity,
+    )
+    mpc = RandomShootingMPC(
+        model=replace(ours.model, elites=1),  # it plans in the best of the five
+        fit=ours.fit,
+        planner=MPC(search=RandomShooting(candidates=1_000), horizon=10),
+        parallel=ours.tasks,
+        warmup=ours.warmup,
+        capacity=ours.capacity,
+    )
+    free = replace(base, steps=5_000_000, chunk=1, eval_every=200_000)
+    arms = {
+        mbmpo.METHOD: base,
+        "ME-TRPO": replace(base, system=me_trpo),
+        "MPC-RS": replace(base, system=mpc),
+        "TRPO": replace(free, system=TrustRegionPolicyOptimisation(parallel=50)),
+        "PPO": replace(free, system=ProximalPolicyOptimisation(parallel=50, collect=200)),
+    }
+    return Study(name, "MB-MPO beside rivals on the half-cheetah", arms, seeds, mbmpo.measure, mbmpo.rivals)
+
+
+def _mbmpo_variants(runs: Study, name: str) -> Study:
+    """MB-MPO with other inner steps, or lived with its initial policy, beside the runs of another study."""
+    base: Any = runs.arms[mbmpo.METHOD]
+    learner = base.system.learner
+    systems = {
+        f"alpha {rate:g}": replace(base.system, learner=replace(learner, inner=replace(learner.inner, rate=rate)))
+        for rate in (0.0, 0.01, 0.1)
+    }
+    systems["initial policy collects"] = replace(base.system, adapted_collection=False)
+    arms = {mbmpo.METHOD: base, **{arm: replace(base, system=system) for arm, system in systems.items()}}
+    title = "MB-MPO by the step size of adaptation"
+    return Study(name, title, arms, runs.seeds, mbmpo.measure, mbmpo.variants, runs_of=runs.name)
+
+
+def _point_mass() -> Config:
+    return replace(PRESETS["mb-mpo"]["point"], steps=50_000)
+
+
+def _mbmpo_regularisation(name: str, seeds: int) -> Study:
+    base = _point_mass()
+    system: Any = base.system
+    arms = {"learnt models": base, "models of known error": mbmpo.FaultyModels(replace(system, warmup=1), 50)}
+    title = "MB-MPO's policy where models disagree"
+    return Study(name, title, arms, seeds, mbmpo.survey_run, mbmpo.regularisation)
+
+
+def _mbmpo_tailored(name: str, seeds: int) -> Study:
+    base = _point_mass()
+    system: Any = base.system
+    arms = {
+        "adapted policies collect": base,
+        "initial policy collects": replace(base, system=replace(system, adapted_collection=False)),
+    }
+    return Study(name, "The data of MB-MPO", arms, seeds, mbmpo.survey_run, mbmpo.tailored)
+
+
+def _mbmpo_long(name: str, seeds: int) -> Study:
+    """As many imagined steps in short or long episodes, where real ones have 1,000."""
+    base = replace(PRESETS["mb-mpo"]["half-cheetah"], task="half-cheetah-1000", steps=40_000, eval_every=10_000)
+    system: Any = replace(base.system, capacity=40_000)
+    arms = {
+        f"imagined horizon {h:,}": replace(base, system=replace(system, horizon=h, episodes=20_000 // h))
+        for h in (50, 200, 1_000)
+    }
+    return Study(name, "MB-MPO by the imagined horizon", arms, seeds, mbmpo.measure_open_loop, mbmpo.long_horizons)
+
+
+MBMPO_RIVALS = _mbmpo_rivals("mbmpo-curves", 3)
 
 LABYRINTHS = _gradient_matching("gmas-fig1", 5, 30_000, (1, 3), (0, 1, 3))
 LABYRINTHS_FULL = _gradient_matching("gmas-fig1-full", 10, 50_000, (0, 1, 2, 3, 5), abstract.DEPTHS)
@@ -396,6 +486,26 @@ FIGURES: Mapping[str, Figure] = {
             "quick": _navigation("maml-navigation", 3, 8_000_000),
             "full": _navigation("maml-navigation-full", 10, 40_000_000),
         },
+    ),
+    "mbmpo-curves": Figure(
+        "MB-MPO, ME-TRPO, MPC-RS, TRPO and PPO on the half-cheetah by real steps, beside the published points",
+        {"quick": MBMPO_RIVALS},
+    ),
+    "mbmpo-alpha": Figure(
+        "MB-MPO with larger, smaller and no inner steps, and lived with its initial policy",
+        {"quick": _mbmpo_variants(MBMPO_RIVALS, "mbmpo-alpha")},
+    ),
+    "mbmpo-regularisation": Figure(
+        "Where MB-MPO's models disagree, and where its policy gives way to an inner step",
+        {"quick": _mbmpo_regularisation("mbmpo-regularisation", 3)},
+    ),
+    "mbmpo-tailored": Figure(
+        "Where MB-MPO's data lie and its models are wrong, lived with adapted policies or not",
+        {"quick": _mbmpo_tailored("mbmpo-tailored", 3)},
+    ),
+    "mbmpo-long-horizon": Figure(
+        "MB-MPO on episodes of 1,000 steps: return and open-loop error by the imagined horizon",
+        {"quick": _mbmpo_long("mbmpo-long-horizon", 2)},
     ),
     "crar-abstract": Figure(
         "The simple maze and catcher in abstract spaces of two and three dimensions",

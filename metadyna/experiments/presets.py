@@ -243,6 +243,32 @@ MBMPO_QUICK = Config(
 )
 """The pendulum, with small networks."""
 
+MBMPO_POINT = Config(
+    system=MBMPO(
+        model=replace(MBMPO().model, widths=(64, 64)),
+        fit=Fit(max_epochs=50),
+        episodes=50,
+        horizon=30,
+        collect=10,
+        warmup=2_000,
+        capacity=25_000,
+    ),
+    task="point-mass",
+    steps=20_000,
+    chunk=1,
+    eval_every=1_500,
+)
+"""The plane of the authors' studies: seconds per iteration."""
+
+MBMPO_CHEETAH = Config(
+    system=MBMPO(model=replace(MBMPO().model, widths=(200, 200)), fit=Fit(max_epochs=50), horizon=200, capacity=25_000),
+    task="half-cheetah-200",
+    steps=24_000,
+    chunk=1,
+    eval_every=4_000,
+)
+"""The paper's half-cheetah with 5 tasks of 20 episodes instead of 20 of 50, and networks of 2 x 200."""
+
 PRESETS: Mapping[str, Mapping[str, Config]] = {
     "crar": {
         "quick": CRAR_QUICK,
@@ -262,7 +288,7 @@ PRESETS: Mapping[str, Mapping[str, Config]] = {
     },
     "e-maml": {"quick": EMAML_NAVIGATION},
     "maml": {"quick": MAML_NAVIGATION},
-    "mb-mpo": {"quick": MBMPO_QUICK},
+    "mb-mpo": {"quick": MBMPO_QUICK, "point": MBMPO_POINT, "half-cheetah": MBMPO_CHEETAH},
     "promp": {"quick": PROMP_NAVIGATION},
     "gmas": {"quick": GMAS_QUICK, "fast": GMAS_FAST, "paper": GMAS_PAPER},
     "sac": {"quick": SAC_QUICK, "paper": SAC_PAPER},

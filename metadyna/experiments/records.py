@@ -14,6 +14,8 @@ from metadyna.errors import UserError, unknown
 Measured = Mapping[str, Any]
 """Plain JSON values by name."""
 
+Trial = Callable[[int], Measured]
+
 
 @dataclass(frozen=True)
 class Study:
@@ -21,7 +23,8 @@ class Study:
 
     name: str
     title: str
-    arms: Mapping[str, Config]
+    arms: Mapping[str, Config | Trial]
+    """Runs, or anything else that can be measured as a function of a seed."""
     seeds: int
     measure: Callable[[run.Result], Measured]
     report: Callable[[Mapping[str, Sequence[Measured]], Path, str], list[Path]]
@@ -37,8 +40,11 @@ class Study:
         """What was measured of one seed of an arm, which is run if it has no record yet."""
         if arm not in self.arms:
             raise unknown("arm", arm, self.arms)
-        place = self.record(out, arm, seed)
-        config = replace(self.arms[arm], seed=seed, seeds=1)
+        place, one = self.record(out, arm, seed), self.arms[arm]
+        if not isinstance(one, Config):
+            print(f"{arm}, seed {seed}: {place}")
+            return kept(place, seed, repr(one), lambda: one(seed))["measured"]
+        config = replace(one, seed=seed, seeds=1)
 
         def find() -> Measured:
             folder = place.with_suffix("")

@@ -1,0 +1,378 @@
+"""Reports on MB-MPO: returns by real steps beside rivals, and why a policy that adapts to models should do well.
+
+Clavera et al. 2018, section 6: sample efficiency, model bias, plasticity where models disagree, tailored data
+collection, long horizons.
+"""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from metadyna import plot, replay, run, stats
+from metadyna.dists import normal_kl
+from metadyna.envs.control import OneTask, PointMass
+from metadyna.experiments.records import Measured
+from metadyna.gaussian_policy import GaussianPolicy, practise
+from metadyna.improve.meta import MetaPPO, MetaTRPO
+from metadyna.models.fit import FitState
+from metadyna.models.imagine import Predictor, WorldModel, open_loop_errors
+from metadyna.rollout import DeviceCollector, episode_returns
+from metadyna.systems.mbmpo import MBMPO, State, bounded_world
+from metadyna.types import Collector
+
+METHOD = "MB-MPO"
+
+PUBLISHED: Mapping[str, tuple[plot.Numbers, plot.Numbers]] = {
+    METHOD: ((1e4, 2e4, 5e4, 1e5, 2e5, 4e5), (100, 285, 525, 590, 628, 640)),
+    "ME-TRPO": ((1e4, 2e4, 5e4, 1e5, 2e5, 4e5), (-29, 93, 268, 381, 486, 555)),
+    "MPC-RS": ((1e4, 2e4, 5e4, 1e5, 2e5), (10, 50, 60, 70, 74)),
+    "TRPO": ((2e5, 1e6, 9.5e6), (0, 188, 560)),
+    "PPO": ((2e5, 1e6, 9.5e6), (-48, 121, 220)),
+}
+"""Returns on the half-cheetah by real steps, read off the paper's figures 1 and 2 (± 10), of stochastic policies and
+in an older simulator; its TRPO and PPO took 50,000 steps per batch."""
+
+TOLD = {
+    "imagined": "train/last_imagined_return",
+    "lived": "train/episode_return",
+    "adaptation gain": "train/adaptation_gain",
+    "rejected": "train/rejected",
+    "held-out error": "fit/holdout_mse",
+}
+"""What is noted of every iteration, where a system tells it."""
+
+Records = Mapping[str, Sequence[Measured]]
+
+
+def measure(result: run.Result) -> Measured:
+    """Of one seed: returns of the mean action, and what the iterations told, by real steps."""
+    rows = result.metrics
+    found = {"steps": [row["step"] for row in rows if "eval/return" in row]}
+    found["returns"] = [row["eval/return"] for row in rows if "eval/return" in row]
+    told = {
+        name: {"steps": [row["step"] for row in rows if key in row], "values": [row[key] for row in rows if key in row]}
+        for name, key in TOLD.items()
+    }
+    return {**found, "told": told, "minutes": round(rows[-1]["time/seconds"] / 60, 1)}
+
+
+def curve(each: Sequence[Measured]) -> tuple[Sequence[int], Float[np.ndarray, "seeds points"]]:
+    """Returns of every seed at the steps of the first."""
+    steps = each[0]["steps"]
+    return steps, np.array([np.interp(steps, one["steps"], one["returns"]) for one in each])
+
+
+def gap(each: Sequence[Measured]) -> tuple[Sequence[int], Float[np.ndarray, "seeds points"]]:
+    """What the last policy of every iteration was promised minus what the episodes lived with it returned."""
+    told = [one["told"] for one in each]
+    steps = told[0]["imagined"]["steps"][:-1]
+    pairs = ((one["imagined"]["values"][:-1], one["lived"]["values"][-len(steps) :]) for one in told)
+    return steps, np.array([np.subtract(*pair) for pair in pairs])
+
+
+def rivals(records: Records, folder: Path, name: str) -> list[Path]:
+    """Returns by real steps beside the published ones, promises of the models, and a table with the steps needed."""
+    picture, promises, table = (folder / f"{name}{ending}" for ending in (".png", "-gap.png", ".csv"))
+    arms = {arm: curve(each) for arm, each in records.items()}
+    title = "Half-cheetah, episodes of 200 steps: return by real steps"
+    marks = {arm: points for arm, points in PUBLISHED.items() if arm in arms}
+    plot.curves(arms, picture, title, "real steps", "return", log_x=True, marks=marks)
+    title = "What the models promise beyond what is kept"
+    plot.curves({METHOD: gap(records[METHOD])}, promises, title, "real steps", "imagined - real return")
+    _tabulate(arms, table)
+    return [picture, promises, table]
+
+
+def variants(records: Records, folder: Path, name: str) -> list[Path]:
+    """Returns by real steps of MB-MPO with other inner steps, and a table."""
+    picture, table = folder / f"{name}.png", folder / f"{name}.csv"
+    arms = {arm: curve(each) for arm, each in records.items()}
+    title = "Half-cheetah: does adaptation help?"
+    plot.curves(arms, picture, title, "real steps", "return")
+    _tabulate(arms, table)
+    return [picture, table]
+
+
+def _tabulate(arms: Mapping[str, tuple[Sequence[int], np.ndarray]], out: Path) -> None:
+    """Every arm at every step where it was evaluated, its difference from MB-MPO at its last step, and the steps that
+    the mean needs to get as far as MB-MPO's does in the end."""
+    target = arms[METHOD][1][:, -1].mean()
+    with out.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(
+            ["arm", "steps", "seeds", "mean_return", "low_95", "high_95", "steps_to_the_last_of_mb_mpo", "returns"]
+        )
+        for arm, (steps, values) in arms.items():
+            reached = np.flatnonzero(values.mean(axis=0) >= target)
+            needed = steps[reached[0]] if len(reached) else ""
+            for at, column in zip(steps, values.T, strict=True):
+                low, high = stats.bootstrap_interval(column, stats.mean)
+                listed = " ".join(f"{value:.1f}" for value in column)
+                numbers = [f"{number:.1f}" for number in (column.mean(), low, high)]
+                rows.writerow([arm, at, len(column), *numbers, needed, listed])
+
+
+# ----------------------------------------------------------------------------------- the point in the plane
+
+HALF = 1.8
+"""The plane is surveyed in [-1.8, 1.8]², as in the authors' study."""
+CELLS = 50
+COARSE = 25
+"""Cells per side that are kept in a record."""
+
+
+def survey_run(result: run.Result) -> Measured:
+    """Of one seed on the point mass: its returns, and maps of the plane."""
+    system: Any = result.config.system
+    state = jax.tree.map(lambda x: x[0], result.state.system)
+    seed = jax.random.key(result.config.seed)
+    return {**measure(result), **survey(system, result.program.collector, state, seed)}
+
+
+def survey(system: MBMPO, collector: Collector, state: State, key: PRNGKeyArray) -> Measured:
+    """Over a grid of the plane: where the models disagree and are wrong, where the policy gives way, and where it has
+    lived; and how these go together, as rank correlations over all cells.
+
+    The models are asked for where the action -s/2 leads, a slow way home. The policy adapts to each task's own real
+    episodes, and gives way by KL(π_θ || π_θ'), averaged over tasks.
+    """
+    side = (np.arange(CELLS) + 0.5) / CELLS * 2 * HALF - HALF
+    places = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
+    actions = jnp.clip(-0.5 * places, -1, 1)
+    world = bounded_world(collector.env)
+    told = jax.jit(_predictions, static_argnums=0)(world, state.model.ensemble, places, actions)
+    truth = jax.vmap(lambda s, a: collector.env.advance(None, s, a, key))(places, actions)
+    yielded = jax.jit(_yielding, static_argnums=(0, 1))(system.learner, collector, state.meta, places, key)
+    maps = {
+        "disagreement": jnp.mean(jnp.std(told, axis=0), axis=-1),
+        "error": jnp.mean(jnp.abs(told - truth[None]), axis=(0, 2)),
+        "yielding": yielded,
+        "lived": jnp.asarray(_lived(np.asarray(state.real.items.obs[: int(replay.size(state.real))]))),
+        "distance": jnp.linalg.norm(places, axis=1),
+    }
+    maps = {name: np.asarray(values, np.float64) for name, values in maps.items()}
+    pairs = (("disagreement", "yielding"), ("disagreement", "distance"), ("disagreement", "error"), ("error", "lived"))
+    return {
+        "correlations": {" and ".join(pair): _rank_correlation(*(maps[name] for name in pair)) for pair in pairs},
+        "means": {name: float(values.mean()) for name, values in maps.items() if name != "distance"},
+        "maps": {name: _coarse(values) for name, values in maps.items() if name != "distance"},
+    }
+
+
+def _predictions(
+    world: WorldModel, ensemble: Predictor, places: Float[Array, "n 2"], actions: Float[Array, "n 2"]
+) -> Float[Array, "K n 2"]:
+    """Where each member says that an action leads."""
+    members = ensemble.num_members
+    places, actions = (jnp.broadcast_to(x, (members, *x.shape)) for x in (places, actions))
+    return world.step(ensemble, places, actions, None)[0]
+
+
+def _yielding(
+    learner: MetaTRPO | MetaPPO, collector: DeviceCollector, meta: Any, places: Float[Array, "n 2"], key: PRNGKeyArray
+) -> Float[Array, "n"]:
+    """KL(π_θ || π_θ') by place, mean over 40 tasks that adapt to ten real episodes each."""
+    count = 40
+    policies = learner.copies(meta, count)
+    k_tasks, *k_rounds = jax.random.split(key, 1 + max(1, learner.inner.steps))
+    tasks = jax.vmap(collector.tasks.sample)(jax.random.split(k_tasks, count))
+    for number, k_round in enumerate(k_rounds[: learner.inner.steps]):
+        lived = collector.episodes_of_each(practise, policies, tasks, 10, k_round)
+        policies = learner.adapt(meta, policies, learner.weigh(lived), number)
+    mean, log_std = jax.vmap(meta.weights)(places)
+
+    def moved(policy: GaussianPolicy) -> Float[Array, "n"]:
+        new_mean, new_log_std = jax.vmap(policy)(places)
+        return normal_kl(mean, log_std, new_mean, new_log_std)
+
+    return jnp.mean(jax.vmap(moved)(policies), axis=0)
+
+
+def _lived(obs: Float[np.ndarray, "rows 2"]) -> Float[np.ndarray, "cells"]:
+    """Stored observations in every cell, rows of the grid first."""
+    edges = np.linspace(-HALF, HALF, CELLS + 1)
+    return np.histogram2d(obs[:, 1], obs[:, 0], bins=(edges, edges))[0].ravel()
+
+
+def _rank_correlation(x: Float[np.ndarray, "cells"], y: Float[np.ndarray, "cells"]) -> float:
+    """Spearman's; 0 where one of them is the same everywhere."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(scipy.stats.spearmanr(x, y).statistic)
+
+
+def _coarse(values: Float[np.ndarray, "cells"]) -> list[list[float]]:
+    """Means of blocks of cells, to three digits."""
+    step = CELLS // COARSE
+    blocks = values.reshape(COARSE, step, COARSE, step).mean(axis=(1, 3))
+    return [[float(f"{value:.3g}") for value in row] for row in blocks]
+
+
+def regularisation(records: Records, folder: Path, name: str) -> list[Path]:
+    """Where models disagree and where the policy gives way, for every arm's first seed; and the correlations."""
+    shown = {"disagreement": "spread of the models", "yielding": "KL(before || after the inner step)"}
+    return _maps(records, folder, name, shown, "Does the policy give way where models disagree?")
+
+
+def tailored(records: Records, folder: Path, name: str) -> list[Path]:
+    """Where the data lie and where the models are wrong, for every arm's first seed; and the correlations."""
+    shown = {"lived": "log10(1 + steps lived per cell)", "error": "error of the models"}
+    return _maps(records, folder, name, shown, "Where the data lie, and where models are wrong")
+
+
+def _maps(records: Records, folder: Path, name: str, shown: Mapping[str, str], title: str) -> list[Path]:
+    """A picture of maps for each arm, and a table of correlations, means and last returns."""
+    pictures, table = [], folder / f"{name}.csv"
+    for arm, each in records.items():
+        pictures.append(folder / f"{name}-{arm.replace(' ', '-')}.png")
+        grids = {label: np.array(each[0]["maps"][key]) for key, label in shown.items()}
+        grids = {label: np.log10(1 + grid) if label.startswith("log10") else grid for label, grid in grids.items()}
+        plot.maps(grids, HALF, pictures[-1], f"{title} ({arm})")
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["arm", "quantity", "seeds", "mean", "low_95", "high_95", "values"])
+        for arm, each in records.items():
+            quantities = {f"rank correlation of {key}": [one["correlations"][key] for one in each]
+                          for key in each[0]["correlations"]}  # fmt: skip
+            quantities |= {f"mean {key}": [one["means"][key] for one in each] for key in each[0]["means"]}
+            quantities["return"] = [one["returns"][-1] for one in each]
+            for quantity, values in quantities.items():
+                numbers = np.mean(values), *stats.bootstrap_interval(values, stats.mean)
+                listed = " ".join(f"{value:.4g}" for value in values)
+                rows.writerow([arm, quantity, len(values), *(f"{number:.4g}" for number in numbers), listed])
+    return [*pictures, table]
+
+
+class FaultyPoint(eqx.Module):
+    """The point's own dynamics with an error of every member's, which grows with the distance from the goal.
+
+    Stands for an ensemble (`models.imagine.Predictor`) whose disagreement is known. An error is drawn from
+    N(bias, `spread`²), times the squared share of the largest distance in [-2, 2]² (the authors' study of plasticity).
+    """
+
+    biases: Float[Array, "K 2"]
+    spread: float = eqx.field(static=True, default=0.01)
+    num_inputs: int = eqx.field(static=True, default=4)
+    num_outputs: int = eqx.field(static=True, default=2)
+
+    @property
+    def num_members(self) -> int:
+        """K."""
+        return self.biases.shape[0]
+
+    def best(self) -> "FaultyPoint":
+        """All of them."""
+        return self
+
+    def only(self, member: Int[Array, ""]) -> "FaultyPoint":
+        """One member alone."""
+        return FaultyPoint(self.biases[member][None])
+
+    def sample(
+        self, inputs: Float[Array, "K n inputs"], noise: Float[Array, "K n outputs"] | None
+    ) -> Float[Array, "K n outputs"]:
+        """How the position changes."""
+        place, action = jnp.split(inputs, 2, axis=-1)
+        error = jnp.broadcast_to(self.biases[:, None], place.shape)
+        if noise is not None:
+            error = error + self.spread * noise
+        return PointMass().reach * action + error * jnp.sum(place**2, axis=-1, keepdims=True) / 8
+
+
+class _Faulty(MBMPO):
+    """MB-MPO in models that are wrong by what is drawn anew where others would be fitted."""
+
+    def init(self, collector: Collector, key: PRNGKeyArray) -> State:
+        """Begin with models that are right."""
+        return super().init(collector, key)._replace(model=_as_fitted(jnp.zeros((self.model.members, 2))))
+
+    def _fit(
+        self, world: WorldModel, state: State, model: FitState, key: PRNGKeyArray
+    ) -> tuple[FitState, dict[str, Array]]:
+        biases = jax.random.uniform(key, (self.model.members, 2), minval=-0.05, maxval=0.05)
+        return _as_fitted(biases), {}
+
+
+def _as_fitted(biases: Float[Array, "K 2"]) -> FitState:
+    ensemble: Any = FaultyPoint(biases)
+    return FitState(ensemble, ())
+
+
+@dataclass(frozen=True)
+class FaultyModels:
+    """Some iterations of MB-MPO in models with known errors, surveyed; as a function of a seed."""
+
+    system: MBMPO
+    iterations: int
+
+    def __call__(self, seed: int) -> Measured:
+        """The survey, and the mean return of episodes lived in the last iteration."""
+        collector = DeviceCollector(PointMass(), OneTask())
+        faulty = _Faulty(**vars(self.system))
+        iterate: Callable[..., Any] = jax.jit(lambda state, key: faulty.iterate(state, collector, key))
+        key = jax.random.key(seed)
+        k_init, k_survey, *keys = jax.random.split(key, 2 + self.iterations)
+        state, metrics = faulty.init(collector, k_init), {}
+        for k_iteration in keys:
+            state, metrics = iterate(state, k_iteration)
+        lived = metrics["train/episode_return"]
+        return {"returns": [float(lived.total / lived.weight)], **survey(faulty, collector, state, k_survey)}
+
+
+# ---------------------------------------------------------------------------------------------- long horizons
+
+LOOKED_AT = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+def measure_open_loop(result: run.Result) -> Measured:
+    """Of one seed: its returns, and how wrong the models are after 1 to 1,000 steps without looking.
+
+    Errors are root mean squares over the entries of the observation relative to their spread, and medians over members
+    and ten episodes of the last policy, drawn actions and all.
+    """
+    state = jax.tree.map(lambda x: x[0], result.state.system)
+    collector, key = result.program.collector, jax.random.key(result.config.seed)
+    tasks = result.program.tasks("test")
+    lived = collector.episodes(practise, state.meta.weights, (), tasks, key)
+    obs = jnp.concatenate([lived.obs[:1], lived.next_obs])
+    spread = jnp.sqrt(jnp.mean(jnp.var(obs, axis=(0, 1))))
+    world = bounded_world(collector.env)
+    errors = jax.jit(jax.vmap(lambda o, a: open_loop_errors(world, state.model.ensemble, o, a), in_axes=1))
+    horizons = [h for h in LOOKED_AT if h <= lived.reward.shape[0]]
+    error = np.asarray(jnp.median(errors(obs, lived.action) / spread, axis=(0, 1)))
+    return {
+        **measure(result),
+        "horizons": horizons,
+        "errors": [float(error[h - 1]) for h in horizons],
+        "lived": float(np.mean(np.asarray(episode_returns(lived)))),
+    }
+
+
+def long_horizons(records: Records, folder: Path, name: str) -> list[Path]:
+    """Returns by real steps and open-loop error by horizon, for each imagined horizon; and a table."""
+    picture, wrong, table = (folder / f"{name}{ending}" for ending in (".png", "-error.png", ".csv"))
+    arms = {arm: curve(each) for arm, each in records.items()}
+    title = "Half-cheetah, episodes of 1,000 steps, by the imagined horizon"
+    plot.curves(arms, picture, title, "real steps", "return")
+    errors = {arm: (each[0]["horizons"], np.array([one["errors"] for one in each])) for arm, each in records.items()}
+    title = "Error of the models without looking, relative to the spread of observations"
+    plot.curves(errors, wrong, title, "steps", "error", log_x=True, log=True)
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["arm", "quantity", "at", "seeds", "mean", "low_95", "high_95", "values"])
+        for quantity, each in (("return", arms), ("error", errors)):
+            for arm, (x, values) in each.items():
+                for at, column in zip(x, values.T, strict=True):
+                    numbers = column.mean(), *stats.bootstrap_interval(column, stats.mean)
+                    listed = " ".join(f"{value:.4g}" for value in column)
+                    rows.writerow([arm, quantity, at, len(column), *(f"{number:.4g}" for number in numbers), listed])
+    return [picture, wrong, table]
