@@ -1,4 +1,4 @@
-"""Speed: environments, DREAM at the published cadence, the control half, CRAR and GMAS, shares of the matmul peak.
+"""Speed: environments, DREAM at the published cadence, control, CRAR and GMAS, MB-MPO, shares of the matmul peak.
 
 Run by `make bench`; writes one JSON file per device under benchmarks/results/. Rates are medians of repeats in one
 process; compile time is reported apart; the matmul peak is measured in the same run.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks import abstract, control
+from benchmarks import abstract, control, meta
 from benchmarks.control import median_seconds
 from benchmarks.flops import matmul_flops
 from metadyna import envs, replay, run, runinfo, seeds
@@ -31,7 +31,7 @@ OFFICIAL_STEPS_PER_SECOND = 115
 
 
 def main(
-    part: Annotated[str, tyro.conf.arg(help="all, env, dream, control or abstract")] = "all",
+    part: Annotated[str, tyro.conf.arg(help="all, env, dream, control, abstract or meta")] = "all",
     num_seeds: Annotated[int, tyro.conf.arg(help="seeds in one program for DREAM")] = 1,
     chunks: Annotated[int, tyro.conf.arg(help="timed chunks of DREAM")] = 7,
     sb3: Annotated[
@@ -58,6 +58,13 @@ def main(
         }
     if part in ("all", "abstract"):
         results["abstract"] = {"update": abstract.bench_updates(peak), "planning": abstract.bench_planning(peak)}
+    if part in ("all", "meta"):
+        results["meta"] = {
+            "imagination": meta.bench_imagination(peak),
+            "meta_learning": meta.bench_meta_learning(),
+            "fit": meta.bench_fitting(peak),
+            "recompiling": meta.count_recompiling(),
+        }
     results["environment"] = runinfo.environment_record()
     text = json.dumps(results, indent=2)
     print(text)
