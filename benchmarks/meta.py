@@ -51,7 +51,7 @@ def _imagination(peak: float, system: MBMPO) -> dict[str, Any]:
         return jax.vmap(of_task)(state.policies, system.models, starts, jax.random.split(key, system.tasks))
 
     compiled_once, key = jax.jit(imagine), jax.random.key(1)
-    seconds = median_seconds(lambda: compiled_once(state, key))
+    seconds = median_seconds(lambda: compiled_once(state, key), repeats=21)
     return {
         "imagined_steps_per_second": round(system.tasks * system.episodes * system.horizon / seconds),
         "share_of_matmul_peak": round(matmul_flops(imagine, state, key) / seconds / 1e9 / peak, 3),
