@@ -13,8 +13,10 @@ from metadyna import envs, replay, run
 from metadyna.experiments.presets import PRESETS
 from metadyna.gaussian_policy import practise
 from metadyna.models.imagine import branch
+from metadyna.models.nearby import Nearby
+from metadyna.models.world import known_world
 from metadyna.rollout import DeviceCollector
-from metadyna.systems.mbmpo import MBMPO, State, bounded_world
+from metadyna.systems.mbmpo import MBMPO, State
 
 SIZES = {"5 tasks of 20": MBMPO(), "20 tasks of 50": MBMPO(tasks=20, episodes=50, horizon=200)}
 """Ours, and the paper's; five models of 2 x 512 either way."""
@@ -45,7 +47,7 @@ def _imagination(peak: float, system: MBMPO) -> dict[str, Any]:
         starts = starts.reshape(system.tasks, system.episodes, -1)
 
         def of_task(policy: Any, member: Any, starts: jax.Array, key: jax.Array) -> jax.Array:
-            only = state.model.ensemble.only(member)
+            only = Nearby(state.model.ensemble.only(member), system.reach)
             return branch(world, only, practise, policy, starts, system.horizon, key).reward
 
         return jax.vmap(of_task)(state.policies, system.models, starts, jax.random.split(key, system.tasks))
@@ -102,4 +104,4 @@ def _ready(system: MBMPO) -> tuple[State, Any]:
     env: Any = family.env
     state = jax.jit(lambda key: system.init(DeviceCollector(env, family.train), key))(jax.random.key(0))
     starts = 0.1 * jax.random.normal(jax.random.key(1), (100, *env.spec.observation.shape))
-    return state._replace(starts=replay.add(state.starts, starts), steps=jnp.int32(system.warmup)), bounded_world(env)
+    return state._replace(starts=replay.add(state.starts, starts), steps=jnp.int32(system.warmup)), known_world(env)

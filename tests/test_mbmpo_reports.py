@@ -14,13 +14,13 @@ from metadyna.experiments import figures, mbmpo
 from metadyna.experiments.mbmpo import CELLS, COARSE, HALF, METHOD, FaultyModels, FaultyPoint
 from metadyna.experiments.records import Study
 from metadyna.models.imagine import Predictor
+from metadyna.models.world import known_world
 from metadyna.rollout import DeviceCollector
-from metadyna.systems.mbmpo import bounded_world
 from tests.tiny import CONTINUOUS, compiled_once, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 KEY = jax.random.key(0)
-WORLD = bounded_world(PointMass())
+WORLD = known_world(PointMass())
 
 
 def read(path):

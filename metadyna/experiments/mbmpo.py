@@ -24,9 +24,11 @@ from metadyna.experiments.records import Measured
 from metadyna.gaussian_policy import GaussianPolicy, practise
 from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.models.fit import FitState
+from metadyna.models.gaussian import Standardiser
 from metadyna.models.imagine import Predictor, WorldModel, open_loop_errors
+from metadyna.models.world import known_world
 from metadyna.rollout import DeviceCollector, episode_returns
-from metadyna.systems.mbmpo import MBMPO, State, bounded_world
+from metadyna.systems.mbmpo import MBMPO, State
 from metadyna.types import Collector
 
 METHOD = "MB-MPO"
@@ -148,7 +150,7 @@ def survey(system: MBMPO, collector: Collector, state: State, key: PRNGKeyArray)
     side = (np.arange(CELLS) + 0.5) / CELLS * 2 * HALF - HALF
     places = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
     actions = jnp.clip(-0.5 * places, -1, 1)
-    world = bounded_world(collector.env)
+    world = known_world(collector.env)
     told = jax.jit(_predictions, static_argnums=0)(world, state.model.ensemble, places, actions)
     truth = jax.vmap(lambda s, a: collector.env.advance(None, s, a, key))(places, actions)
     yielded = jax.jit(_yielding, static_argnums=(0, 1))(system.learner, collector, state.meta, places, key)
@@ -269,6 +271,11 @@ class FaultyPoint(eqx.Module):
         """K."""
         return self.biases.shape[0]
 
+    @property
+    def input_scale(self) -> Standardiser:
+        """As they come."""
+        return Standardiser.identity(self.num_inputs)
+
     def best(self) -> "FaultyPoint":
         """All of them."""
         return self
@@ -345,7 +352,7 @@ def measure_open_loop(result: run.Result) -> Measured:
     lived = collector.episodes(practise, state.meta.weights, (), tasks, key)
     obs = jnp.concatenate([lived.obs[:1], lived.next_obs])
     spread = jnp.sqrt(jnp.mean(jnp.var(obs, axis=(0, 1))))
-    world = bounded_world(collector.env)
+    world = known_world(collector.env)
     errors = jax.jit(jax.vmap(lambda o, a: open_loop_errors(world, state.model.ensemble, o, a), in_axes=1))
     horizons = [h for h in LOOKED_AT if h <= lived.reward.shape[0]]
     error = np.asarray(jnp.median(errors(obs, lived.action) / spread, axis=(0, 1)))

@@ -267,7 +267,7 @@ MBMPO_CHEETAH = Config(
     chunk=1,
     eval_every=4_000,
 )
-"""The paper's half-cheetah with 5 tasks of 20 episodes instead of 20 of 50, and networks of 2 x 200."""
+"""The paper's half-cheetah with 5 tasks instead of 20, 10 meta-steps instead of 30, and networks of 2 x 200."""
 
 PRESETS: Mapping[str, Mapping[str, Config]] = {
     "crar": {

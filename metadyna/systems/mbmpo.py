@@ -13,13 +13,13 @@ Names: M `tasks`, K `model.members`, N `episodes`, α `learner.inner.rate`. The 
 
 Differences from the authors' code: the policies that collect are adapted from the latest θ, not from the one before
 its last step. Nothing is learnt before the random steps are over. Imagined episodes are cut where they end, and not
-followed by others; observations are kept within ±1000, as there. Actions are clipped before the model and the reward
-see them. Members see draws of the data with replacement. No weight normalisation. Evaluation takes the mean action of
-π_θ.
+followed by others; observations are kept near the data, there within ±1000. Actions are clipped before the model and
+the reward see them. Members see draws of the data with replacement. No weight normalisation. Evaluation takes the
+mean action of π_θ.
 """
 
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +36,8 @@ from metadyna.improve.repeat import repeat_updates
 from metadyna.models import fit as fits
 from metadyna.models.fit import Fit, FitState
 from metadyna.models.gaussian import GaussianEnsemble
-from metadyna.models.imagine import Dynamics, WorldModel, branch
+from metadyna.models.imagine import WorldModel, branch
+from metadyna.models.nearby import Nearby
 from metadyna.models.world import known_world
 from metadyna.rollout import episode_returns, valid_steps
 from metadyna.settings import check_ranges
@@ -93,6 +94,8 @@ class MBMPO:
     """Imagined episodes per task, before and after every inner step; the paper has 50."""
     horizon: int = 100
     """Steps of an imagined episode; the paper has those of the real ones."""
+    reach: float = 10.0
+    """Imagined observations are kept within so many deviations of the mean of the data."""
     meta_steps: int = 10
     """Outer steps per iteration; the paper has 30."""
     collect: int = 1
@@ -113,6 +116,7 @@ class MBMPO:
             tasks="[1, 65536]",
             episodes="[1, 65536]",
             horizon="[1, 100000]",
+            reach="(0, inf)",
             meta_steps="[1, 10000]",
             collect="[1, 10000]",
             warmup="[1, 2000000000]",
@@ -160,7 +164,7 @@ class MBMPO:
         tasks = jax.vmap(collector.tasks.sample)(jax.random.split(k_tasks, self.tasks))
         explorers = Explorer(state.policies, jnp.full(self.tasks, state.steps < self.warmup))
         lived = collector.episodes_of_each(explore, explorers, tasks, self.collect, k_env)
-        world = bounded_world(collector.env)
+        world = known_world(collector.env)
         state, fitted = self._learn(world, state, lived, k_fit)
         state, trained = self._meta_learn(world, state, k_meta)
         return state, {**fitted, **trained}
@@ -206,7 +210,7 @@ class MBMPO:
             starts = starts.reshape(self.tasks, self.episodes, -1)
 
             def of_task(policy: GaussianPolicy, member: Array, starts: Array, key: Array) -> Transition:
-                only = state.model.ensemble.only(member)
+                only = Nearby(state.model.ensemble.only(member), self.reach)
                 return branch(world, only, practise, policy, starts, self.horizon, key)
 
             keys = jax.random.split(k_made, self.tasks)
@@ -254,14 +258,3 @@ def explore(
     action, carry, _ = practise(explorer.policy, carry, timestep, key)
     anything = jax.random.uniform(key, action.shape, minval=-1, maxval=1)
     return jnp.where(explorer.random, anything, action), carry, ()
-
-
-def bounded(obs: Float[Array, "obs"], change: Float[Array, "obs"]) -> Float[Array, "obs"]:
-    """Apply a change of the observation, as far as ±1000: what a model is led to beyond its data stays finite."""
-    return jnp.clip(obs + change, -1000, 1000)
-
-
-@cache
-def bounded_world(env: Any) -> WorldModel:
-    """The known world, in which nothing runs away."""
-    return replace(known_world(env), dynamics=Dynamics(apply=bounded))

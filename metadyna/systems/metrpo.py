@@ -8,7 +8,8 @@
 The environment's reward is known.
 
 Differences from the paper: members keep their weights from iteration to iteration; exploration is the policy's own
-noise. As in the authors' code a validation that fails ends the training but undoes nothing.
+noise. As in the authors' code a validation that fails ends the training but undoes nothing. Imagined observations are
+kept near the data.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from metadyna.models import fit as fits
 from metadyna.models.fit import Fit, FitState
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import WorldModel, branch
+from metadyna.models.nearby import Nearby
 from metadyna.models.world import known_world
 from metadyna.rollout import episode_returns, valid_steps
 from metadyna.settings import check_ranges
@@ -84,6 +86,8 @@ class METRPO:
     """Imagined episodes per policy step."""
     horizon: int = 100
     """Steps of an imagined episode."""
+    reach: float = 10.0
+    """Imagined observations are kept within so many deviations of the mean of the data."""
     policy_steps: int = 40
     """Most policy steps per iteration."""
     validate_every: int = 5
@@ -107,6 +111,7 @@ class METRPO:
             collect="[1, 1000000]",
             episodes="[1, 1000000]",
             horizon="[1, 100000]",
+            reach="(0, inf)",
             policy_steps="[1, 10000]",
             validate_every="[1, 10000]",
             tolerance="[0, 1]",
@@ -179,7 +184,8 @@ class METRPO:
             """Return of the mean action in every member alone, from starts that stay the same."""
 
             def in_one(member: Array) -> Array:
-                made = branch(world, ensemble.only(member), perform, policy, known, self.horizon, k_known)
+                only = Nearby(ensemble.only(member), self.reach)
+                made = branch(world, only, perform, policy, known, self.horizon, k_known)
                 return jnp.mean(episode_returns(made))
 
             return jax.vmap(in_one)(ensemble.elites)
@@ -187,7 +193,7 @@ class METRPO:
         def improve(at: Training) -> tuple[GaussianPolicy, LinearBaseline, dict[str, Array]]:
             k_starts, k_made = jax.random.split(jax.random.fold_in(k_steps, at.steps))
             starts = replay.sample(state.starts, k_starts, self.episodes)
-            made = branch(world, ensemble, practise, at.policy, starts, self.horizon, k_made)
+            made = branch(world, Nearby(ensemble, self.reach), practise, at.policy, starts, self.horizon, k_made)
             began, valid = jnp.zeros(self.episodes, jnp.int32), valid_steps(made.last)
             data = weigh(made, at.baseline, began, valid, self.discount, self.gae_decay)
             policy, metrics = trust_region_step(self.learner, at.policy, data)

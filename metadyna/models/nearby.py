@@ -1,0 +1,61 @@
+"""Keeping imagination near the data."""
+
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from metadyna.models.gaussian import Standardiser
+from metadyna.models.imagine import Predictor
+
+
+@runtime_checkable
+class Scaled(Predictor, Protocol):
+    """A predictor that knows the mean and the deviation of every column that it reads."""
+
+    @property
+    def input_scale(self) -> Standardiser:
+        """Those of the data that it was fitted to."""
+        ...
+
+
+class Nearby(eqx.Module):
+    """A predictor of changes, by which no entry of the observation gets further than `reach` deviations from its mean.
+
+    Beyond its data a network goes on in straight lines, so that an imagined robot may fly off and be paid for it. For
+    worlds with the default `Dynamics`: what is read begins with the observation, what is told is its change.
+    """
+
+    predictor: Scaled
+    reach: float = eqx.field(static=True)
+
+    @property
+    def num_members(self) -> int:
+        """K."""
+        return self.predictor.num_members
+
+    @property
+    def num_inputs(self) -> int:
+        """Numbers that a member reads."""
+        return self.predictor.num_inputs
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers that a member predicts: as many as are observed."""
+        return self.predictor.num_outputs
+
+    def best(self) -> "Nearby":
+        """The members to imagine with."""
+        return replace(self, predictor=self.predictor.best())
+
+    def sample(
+        self, inputs: Float[Array, "K n inputs"], noise: Float[Array, "K n outputs"] | None
+    ) -> Float[Array, "K n outputs"]:
+        """The change, as far as the bound."""
+        observed, scale = self.num_outputs, self.predictor.input_scale
+        mean, room = scale.mean[:observed], self.reach * scale.std[:observed]
+        obs = inputs[..., :observed]
+        low, high = (bound[None, None] for bound in (mean - room, mean + room))
+        return jnp.clip(obs + self.predictor.sample(inputs, noise), low, high) - obs
