@@ -28,45 +28,69 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def record(*returns, steps=(10, 20, 30)):
-    """A seed with these returns, whose models promised 5 more than was lived one iteration later."""
-    told = {
-        "imagined": {"steps": [20, 30, 40], "values": [1.0, 2.0, 3.0]},
-        "lived": {"steps": [10, 20, 30, 40], "values": [-9.0, -9.0, -4.0, -3.0]},
-    }
-    return {"steps": list(steps), "returns": list(returns), "told": told}
+def noted(steps, values):
+    return {"steps": list(steps), "values": list(values)}
+
+
+def record(*returns, steps=(4_000, 8_000, 12_000)):
+    """A seed with these returns, whose models promise 5 more than is lived one iteration later."""
+    told = {name: noted((), ()) for name in mbmpo.TOLD}
+    told["promised"] = noted(steps[1:], [value + 5 for value in returns[2:]] + [99.0])
+    evaluated = noted(steps[1:], [value + 1 for value in returns[1:]])
+    return {"lived": noted(steps, returns), "evaluated": evaluated, "told": told}
 
 
 def test_the_steps_that_rivals_need_and_the_promises_of_models(tmp_path):
     arms = {
         METHOD: [record(0.0, 4.0, 6.0), record(2.0, 6.0, 8.0)],
-        "TRPO": 2 * [record(0.0, 6.5, 7.0, steps=(100, 200, 300))],
-        "PPO": 2 * [record(0.0, 1.0, 2.0, steps=(100, 200, 300))],
+        "TRPO": 2 * [record(0.0, 6.5, 7.0, steps=(10_000, 20_000, 30_000))],
+        "PPO": 2 * [record(0.0, 1.0, 2.0, steps=(10_000, 20_000, 30_000))],
     }
-    picture, promises, table = mbmpo.rivals(arms, tmp_path, "fig")
-    assert [path.name for path in (picture, promises)] == ["fig.png", "fig-gap.png"]
-    assert all(path.stat().st_size for path in (picture, promises))
-    rows = {(row["arm"], int(row["steps"])): row for row in read(table)}
-    assert float(rows[METHOD, 30]["mean_return"]) == 7
-    assert rows[METHOD, 30]["returns"] == "6.0 8.0"
-    assert {arm: rows[arm, at]["steps_to_the_last_of_mb_mpo"] for arm, at in rows} == {
-        METHOD: "30", "TRPO": "300", "PPO": "",
-    }  # fmt: skip
+    *pictures, table, iterations = mbmpo.rivals(arms, tmp_path, "fig")
+    assert [path.name for path in pictures] == ["fig.png", "fig-gap.png"]
+    assert all(path.stat().st_size for path in pictures)
+    rows = {(row["arm"], row["kind"], int(row["steps"])): row for row in read(table)}
+    assert float(rows[METHOD, "lived", 12_000]["mean_return"]) == 7
+    assert float(rows[METHOD, "evaluated", 12_000]["mean_return"]) == 8
+    assert rows[METHOD, "lived", 12_000]["returns"] == "6.0 8.0"
+    needed = {arm: row["steps_to_the_last_of_mb_mpo"] for (arm, kind, _), row in rows.items() if kind == "lived"}
+    assert needed == {METHOD: "12000", "TRPO": "30000", "PPO": ""}
     steps, values = mbmpo.gap(arms[METHOD])
-    assert (list(steps), values.tolist()) == ([20, 30], [[5, 5], [5, 5]])
-    picture, table = mbmpo.variants({METHOD: arms[METHOD], "alpha 0": arms[METHOD]}, tmp_path, "other")
+    assert (list(steps), values.tolist()) == ([8_000], [[5], [5]])
+    told = [row for row in read(iterations) if row["quantity"] == "promised"]
+    assert [float(row["mean"]) for row in told] == [12, 99]
+
+
+def test_a_variant_is_compared_with_the_same_seeds_after_as_many_steps(tmp_path):
+    arms = {METHOD: [record(0.0, 4.0, 6.0), record(2.0, 6.0, 8.0)],
+            "alpha 0": [record(0.0, 3.0, 8.0), record(2.0, 5.0, 10.0)]}  # fmt: skip
+    picture, table, _ = mbmpo.variants(arms, tmp_path, "fig")
     assert picture.stat().st_size
-    assert len(read(table)) == 6
+    rows = {(row["arm"], row["kind"], int(row["steps"])): row for row in read(table)}
+    names = ("lead", "lead_low_95", "lead_high_95")
+    assert [float(rows["alpha 0", "lived", 12_000][name]) for name in names] == [2, 2, 2]
+    assert [float(rows["alpha 0", "evaluated", 8_000][name]) for name in names] == [-1, -1, -1]
+    assert rows[METHOD, "lived", 12_000]["lead"] == ""
+
+
+def test_what_was_lived_is_averaged_over_windows():
+    steps, values = mbmpo.curve(
+        [{"lived": noted([1_000, 4_000, 5_000, 8_000, 12_001], [1.0, 3.0, 5.0, 7.0, 9.0])}], "lived"
+    )
+    assert steps == [4_000, 8_000, 12_001]
+    assert values.tolist() == [[2, 6, 9]]
 
 
 def test_a_run_is_measured_by_what_it_logged():
     result = trained(tiny("mb-mpo", "point-mass"))
     measured = mbmpo.measure(result)
     rows = result.metrics
-    assert measured["returns"][-1] == pytest.approx(float(np.mean(result.evaluate().returns)), rel=1e-5)
-    assert measured["steps"][-1] == result.steps == rows[-1]["step"]
-    assert measured["told"]["lived"]["values"] == [row["train/episode_return"] for row in rows]
-    assert len(measured["told"]["imagined"]["values"]) == sum("train/kl" in row for row in rows) > 0
+    assert measured["evaluated"]["values"][-1] == pytest.approx(float(np.mean(result.evaluate().returns)), rel=1e-4)
+    assert measured["evaluated"]["steps"][-1] == result.steps == rows[-1]["step"]
+    assert measured["lived"]["values"] == pytest.approx([row["train/episode_return"] for row in rows], rel=1e-4)
+    for name, key in mbmpo.TOLD.items():
+        assert len(measured["told"][name]["values"]) == sum(key in row for row in rows)
+    assert len(measured["told"]["promised"]["values"]) > 0
 
 
 def test_faulty_models_are_wrong_by_their_bias_and_by_the_distance():
@@ -91,6 +115,7 @@ def test_faulty_models_are_drawn_anew_and_disagree_as_they_are_made_to():
     assert found["correlations"]["disagreement and error"] > 0.99
     faulty = mbmpo._Faulty(**vars(system))
     state: Any = jax.eval_shape(lambda key: system.init(DeviceCollector(PointMass(), OneTask()), key), KEY)
+    assert FaultyModels(system, 1, bias=0.0)(0)["means"]["disagreement"] == 0
     drawn = [faulty._fit(WORLD, state, state.model, key)[0].ensemble.biases for key in jax.random.split(KEY, 50)]
     assert len(np.unique(drawn)) == 50 * 2 * system.model.members
     assert 0.045 < np.abs(drawn).max() <= 0.05
@@ -125,17 +150,17 @@ def test_a_policy_that_does_not_adapt_gives_way_nowhere(tmp_path):
     moving = mbmpo.survey(bold, collector, state._replace(meta=meta), KEY)
     assert moving["means"]["yielding"] > 0
     assert moving["maps"]["disagreement"] == found["maps"]["disagreement"]
-    arms = {"some arm": 2 * [{**found, "returns": [-1.0, -2.0]}]}
+    arms = {"some arm": 2 * [{**found, "evaluated": noted([1, 2], [-1.0, -2.0])}]}
     for report in (mbmpo.regularisation, mbmpo.tailored):
         picture, table = report(arms, tmp_path, "fig")
         assert picture.name == "fig-some-arm.png"
         rows = {row["quantity"]: row for row in read(table)}
-        assert float(rows["return"]["mean"]) == -2
+        assert float(rows["return of the mean action"]["mean"]) == -2
         assert float(rows["mean yielding"]["mean"]) == 0
 
 
 def test_errors_without_looking_grow_and_are_tabulated(tmp_path):
-    """Untrained models of the pendulum; the last state is wrong by more than the first."""
+    """Hardly trained models: the last state is wrong by more than the first."""
     result = trained(tiny("mb-mpo", "point-mass"))
     measured = mbmpo.measure_open_loop(result)
     assert measured["horizons"] == [1, 2, 5, 10, 20]
@@ -175,13 +200,15 @@ def arms(name):
     return figures.find(name, "quick").arms
 
 
-def test_rivals_have_the_same_networks_and_data_and_as_many_imagined_steps():
+def test_rivals_have_the_same_networks_and_fits_and_as_many_imagined_steps_and_policy_steps():
     ours, me_trpo, mpc = (arms("mbmpo-curves")[arm].system for arm in (METHOD, "ME-TRPO", "MPC-RS"))
     assert me_trpo.model == ours.model == replace(mpc.model, elites=5)
     assert me_trpo.fit == ours.fit == mpc.fit
     assert me_trpo.capacity == ours.capacity == mpc.capacity
+    assert me_trpo.reach == ours.reach
+    assert me_trpo.policy_steps == ours.meta_steps
     imagined = 2 * ours.tasks * ours.episodes * ours.horizon * ours.meta_steps
-    assert me_trpo.episodes * me_trpo.horizon * me_trpo.policy_steps == imagined == 400_000
+    assert me_trpo.episodes * me_trpo.horizon * me_trpo.policy_steps == imagined == 1_000_000
     lived = ours.tasks * ours.collect * 200
     assert me_trpo.parallel * me_trpo.collect == mpc.parallel * mpc.collect == lived == 1_000
     assert {config.task for config in arms("mbmpo-curves").values()} == {"half-cheetah-200"}

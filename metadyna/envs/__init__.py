@@ -83,7 +83,7 @@ def _short_robot(robot: str, horizon: int) -> Family:
     from metadyna.envs.mujoco import SHORT, KnownRobot
 
     env = KnownRobot(*SHORT[robot], horizon)
-    return Family(f"{robot}-{horizon}", env, OneTask(), OneTask(), references=dict)
+    return Family(f"{robot}-{horizon}", env, OneTask(), OneTask(50), references=dict)
 
 
 def _directions() -> Family:

@@ -296,18 +296,21 @@ def _navigation(name: str, seeds: int, steps: int) -> Study:
 
 
 def _mbmpo_rivals(name: str, seeds: int) -> Study:
-    """MB-MPO and others on its half-cheetah: the same networks and real data kept, and as many imagined steps."""
+    """MB-MPO and others on its half-cheetah.
+
+    Rivals with models have the same networks, fits and real data kept; ME-TRPO as many imagined steps and policy steps
+    per 1,000 real ones. Each begins as its authors have it: ME-TRPO with its own policy, the others at random.
+    """
     base = PRESETS["mb-mpo"]["half-cheetah"]
     ours: Any = base.system
-    imagined = 2 * ours.tasks * ours.episodes * ours.meta_steps
     me_trpo = METRPO(
         model=ours.model,
         fit=ours.fit,
         parallel=ours.tasks,
         collect=200,
-        episodes=imagined // 20,
+        episodes=2 * ours.tasks * ours.episodes,
         horizon=ours.horizon,
-        policy_steps=20,
+        policy_steps=ours.meta_steps,
         tolerance=1.0,
         capacity=ours.capacity,
     )
@@ -319,12 +322,12 @@ def _mbmpo_rivals(name: str, seeds: int) -> Study:
         warmup=ours.warmup,
         capacity=ours.capacity,
     )
-    free = replace(base, steps=5_000_000, chunk=1, eval_every=200_000)
+    free = replace(base, steps=5_000_000, chunk=1, eval_every=250_000)
     arms = {
         mbmpo.METHOD: base,
         "ME-TRPO": replace(base, system=me_trpo),
-        "MPC-RS": replace(base, system=mpc),
-        "TRPO": replace(free, system=TrustRegionPolicyOptimisation(parallel=50)),
+        "MPC-RS": replace(base, system=mpc, eval_every=12_000),
+        "TRPO": replace(free, system=TrustRegionPolicyOptimisation(parallel=50, collect=200)),
         "PPO": replace(free, system=ProximalPolicyOptimisation(parallel=50, collect=200)),
     }
     return Study(name, "MB-MPO beside rivals on the half-cheetah", arms, seeds, mbmpo.measure, mbmpo.rivals)
@@ -349,9 +352,14 @@ def _point_mass() -> Config:
 
 
 def _mbmpo_regularisation(name: str, seeds: int) -> Study:
+    """Models that are learnt; that disagree as they are made to; and, as a control, that never disagree."""
     base = _point_mass()
-    system: Any = base.system
-    arms = {"learnt models": base, "models of known error": mbmpo.FaultyModels(replace(system, warmup=1), 50)}
+    system: Any = replace(base.system, warmup=1)
+    arms = {
+        "learnt models": base,
+        "models of known error": mbmpo.FaultyModels(system, 50),
+        "models that agree": mbmpo.FaultyModels(system, 50, bias=0.0),
+    }
     title = "MB-MPO's policy where models disagree"
     return Study(name, title, arms, seeds, mbmpo.survey_run, mbmpo.regularisation)
 
@@ -359,17 +367,19 @@ def _mbmpo_regularisation(name: str, seeds: int) -> Study:
 def _mbmpo_tailored(name: str, seeds: int) -> Study:
     base = _point_mass()
     system: Any = base.system
+    far = replace(system, learner=replace(system.learner, inner=replace(system.learner.inner, rate=0.1)))
     arms = {
         "adapted policies collect": base,
+        "adapted by alpha 0.1": replace(base, system=far),
         "initial policy collects": replace(base, system=replace(system, adapted_collection=False)),
     }
     return Study(name, "The data of MB-MPO", arms, seeds, mbmpo.survey_run, mbmpo.tailored)
 
 
 def _mbmpo_long(name: str, seeds: int) -> Study:
-    """As many imagined steps in short or long episodes, where real ones have 1,000."""
+    """As many imagined steps in short or long episodes, from anywhere, where real ones have 1,000."""
     base = replace(PRESETS["mb-mpo"]["half-cheetah"], task="half-cheetah-1000", steps=40_000, eval_every=10_000)
-    system: Any = replace(base.system, capacity=40_000)
+    system: Any = replace(base.system, capacity=40_000, starts="any")
     arms = {
         f"imagined horizon {h:,}": replace(base, system=replace(system, horizon=h, episodes=20_000 // h))
         for h in (50, 200, 1_000)

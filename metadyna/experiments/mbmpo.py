@@ -5,6 +5,7 @@ collection, long horizons.
 """
 
 import csv
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,12 @@ from metadyna.gaussian_policy import GaussianPolicy, practise
 from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.models.fit import FitState
 from metadyna.models.gaussian import Standardiser
-from metadyna.models.imagine import Predictor, WorldModel, open_loop_errors
+from metadyna.models.imagine import Predictor, WorldModel
+from metadyna.models.nearby import Nearby
 from metadyna.models.world import known_world
 from metadyna.rollout import DeviceCollector, episode_returns
 from metadyna.systems.mbmpo import MBMPO, State
-from metadyna.types import Collector
+from metadyna.types import Collector, Transition
 
 METHOD = "MB-MPO"
 
@@ -40,87 +42,127 @@ PUBLISHED: Mapping[str, tuple[plot.Numbers, plot.Numbers]] = {
     "TRPO": ((2e5, 1e6, 9.5e6), (0, 188, 560)),
     "PPO": ((2e5, 1e6, 9.5e6), (-48, 121, 220)),
 }
-"""Returns on the half-cheetah by real steps, read off the paper's figures 1 and 2 (± 10), of stochastic policies and
-in an older simulator; its TRPO and PPO took 50,000 steps per batch."""
+"""Returns on the half-cheetah by real steps, read off the paper's figures 1 and 2 (± 10), of policies that draw their
+actions, in an older simulator; its TRPO and PPO took 50,000 steps per batch."""
+
+WINDOW = 4_000
+"""Real steps over which returns are averaged, an iteration of the paper's."""
 
 TOLD = {
-    "imagined": "train/last_imagined_return",
-    "lived": "train/episode_return",
+    "promised": "train/promised_return",
     "adaptation gain": "train/adaptation_gain",
     "rejected": "train/rejected",
+    "largest kl": "train/largest_kl",
     "held-out error": "fit/holdout_mse",
+    "error on new": "model/error_on_new",
 }
 """What is noted of every iteration, where a system tells it."""
 
 Records = Mapping[str, Sequence[Measured]]
+Curve = tuple[Sequence[int], Float[np.ndarray, "seeds points"]]
 
 
 def measure(result: run.Result) -> Measured:
-    """Of one seed: returns of the mean action, and what the iterations told, by real steps."""
+    """Of one seed, by real steps: returns that were lived while learning, with drawn actions; those of evaluations with
+    the mean action; and what the iterations told."""
     rows = result.metrics
-    found = {"steps": [row["step"] for row in rows if "eval/return" in row]}
-    found["returns"] = [row["eval/return"] for row in rows if "eval/return" in row]
-    told = {
-        name: {"steps": [row["step"] for row in rows if key in row], "values": [row[key] for row in rows if key in row]}
-        for name, key in TOLD.items()
+
+    def noted(key: str) -> dict[str, list[Any]]:
+        found = [row for row in rows if key in row]
+        return {"steps": [row["step"] for row in found], "values": [float(f"{row[key]:.5g}") for row in found]}
+
+    return {
+        "lived": noted("train/episode_return"),
+        "evaluated": noted("eval/return"),
+        "told": {name: noted(key) for name, key in TOLD.items()},
+        "minutes": round(rows[-1]["time/seconds"] / 60, 1),
     }
-    return {**found, "told": told, "minutes": round(rows[-1]["time/seconds"] / 60, 1)}
 
 
-def curve(each: Sequence[Measured]) -> tuple[Sequence[int], Float[np.ndarray, "seeds points"]]:
-    """Returns of every seed at the steps of the first."""
-    steps = each[0]["steps"]
-    return steps, np.array([np.interp(steps, one["steps"], one["returns"]) for one in each])
+def curve(each: Sequence[Measured], kind: str) -> Curve:
+    """What every seed returned, `lived` in windows or as `evaluated`, at the steps of the first."""
+    seeds = [_windows(one["lived"]) if kind == "lived" else (one[kind]["steps"], one[kind]["values"]) for one in each]
+    steps = list(seeds[0][0])
+    return steps, np.array([np.interp(steps, at, values) for at, values in seeds])
 
 
-def gap(each: Sequence[Measured]) -> tuple[Sequence[int], Float[np.ndarray, "seeds points"]]:
-    """What the last policy of every iteration was promised minus what the episodes lived with it returned."""
-    told = [one["told"] for one in each]
-    steps = told[0]["imagined"]["steps"][:-1]
-    pairs = ((one["imagined"]["values"][:-1], one["lived"]["values"][-len(steps) :]) for one in told)
-    return steps, np.array([np.subtract(*pair) for pair in pairs])
+def _windows(noted: Mapping[str, Sequence[Any]]) -> tuple[list[int], list[float]]:
+    """Means over windows, at the last steps in them."""
+    found: dict[int, list[tuple[int, float]]] = {}
+    for step, value in zip(noted["steps"], noted["values"], strict=True):
+        found.setdefault((step - 1) // WINDOW, []).append((step, value))
+    return [pairs[-1][0] for pairs in found.values()], [float(np.mean([v for _, v in p])) for p in found.values()]
+
+
+def gap(each: Sequence[Measured]) -> Curve:
+    """What the policy of every iteration was promised, less what was lived with it in the next."""
+    told = [(one["told"]["promised"], one["lived"]["values"]) for one in each]
+    steps = told[0][0]["steps"][:-1]
+    return steps, np.array([np.subtract(promised["values"][:-1], lived[-len(steps) :]) for promised, lived in told])
 
 
 def rivals(records: Records, folder: Path, name: str) -> list[Path]:
-    """Returns by real steps beside the published ones, promises of the models, and a table with the steps needed."""
-    picture, promises, table = (folder / f"{name}{ending}" for ending in (".png", "-gap.png", ".csv"))
-    arms = {arm: curve(each) for arm, each in records.items()}
-    title = "Half-cheetah, episodes of 200 steps: return by real steps"
+    """Lived returns by real steps beside the published ones, promises of the models, and tables."""
+    picture, promises, table, iterations = (
+        folder / f"{name}{ending}" for ending in (".png", "-gap.png", ".csv", "-iterations.csv")
+    )
+    arms = {arm: curve(each, "lived") for arm, each in records.items()}
+    title = "Half-cheetah, episodes of 200 steps: what was lived with drawn actions"
     marks = {arm: points for arm, points in PUBLISHED.items() if arm in arms}
     plot.curves(arms, picture, title, "real steps", "return", log_x=True, marks=marks)
     title = "What the models promise beyond what is kept"
     plot.curves({METHOD: gap(records[METHOD])}, promises, title, "real steps", "imagined - real return")
-    _tabulate(arms, table)
-    return [picture, promises, table]
+    _tabulate(records, table)
+    _tabulate_told({METHOD: records[METHOD]}, iterations)
+    return [picture, promises, table, iterations]
 
 
 def variants(records: Records, folder: Path, name: str) -> list[Path]:
-    """Returns by real steps of MB-MPO with other inner steps, and a table."""
-    picture, table = folder / f"{name}.png", folder / f"{name}.csv"
-    arms = {arm: curve(each) for arm, each in records.items()}
+    """Lived returns by real steps of MB-MPO with other inner steps, and tables."""
+    picture, table, iterations = (folder / f"{name}{ending}" for ending in (".png", ".csv", "-iterations.csv"))
+    arms = {arm: curve(each, "lived") for arm, each in records.items()}
     title = "Half-cheetah: does adaptation help?"
     plot.curves(arms, picture, title, "real steps", "return")
-    _tabulate(arms, table)
-    return [picture, table]
+    _tabulate(records, table)
+    _tabulate_told(records, iterations)
+    return [picture, table, iterations]
 
 
-def _tabulate(arms: Mapping[str, tuple[Sequence[int], np.ndarray]], out: Path) -> None:
-    """Every arm at every step where it was evaluated, its difference from MB-MPO at its last step, and the steps that
-    the mean needs to get as far as MB-MPO's does in the end."""
-    target = arms[METHOD][1][:, -1].mean()
+def _tabulate(records: Records, out: Path) -> None:
+    """Every arm's returns by real steps; the steps after which its mean has once been as high as MB-MPO's last; and its
+    lead over MB-MPO with the same seeds after as many steps."""
+    header = "arm kind steps seeds mean_return low_95 high_95 steps_to_the_last_of_mb_mpo lead lead_low_95 lead_high_95"
     with out.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(
-            ["arm", "steps", "seeds", "mean_return", "low_95", "high_95", "steps_to_the_last_of_mb_mpo", "returns"]
-        )
-        for arm, (steps, values) in arms.items():
-            reached = np.flatnonzero(values.mean(axis=0) >= target)
-            needed = steps[reached[0]] if len(reached) else ""
-            for at, column in zip(steps, values.T, strict=True):
-                low, high = stats.bootstrap_interval(column, stats.mean)
-                listed = " ".join(f"{value:.1f}" for value in column)
-                numbers = [f"{number:.1f}" for number in (column.mean(), low, high)]
-                rows.writerow([arm, at, len(column), *numbers, needed, listed])
+        rows.writerow([*header.split(" "), "returns"])
+        for kind in ("lived", "evaluated"):
+            base_steps, base = curve(records[METHOD], kind)
+            for arm, each in records.items():
+                steps, values = curve(each, kind)
+                reached = np.flatnonzero(values.mean(axis=0) >= base[:, -1].mean())
+                needed = steps[reached[0]] if len(reached) else ""
+                for at, column in zip(steps, values.T, strict=True):
+                    numbers = [column.mean(), *stats.bootstrap_interval(column, stats.mean)]
+                    lead: Sequence[float] = []
+                    if at in base_steps and len(base) == len(column) and arm != METHOD:
+                        lead = stats.paired_difference(column, base[:, list(base_steps).index(at)])
+                    listed = " ".join(f"{value:.1f}" for value in column)
+                    numbers = [f"{number:.1f}" for number in numbers], [f"{number:.1f}" for number in lead] or [""] * 3
+                    rows.writerow([arm, kind, at, len(column), *numbers[0], needed, *numbers[1], listed])
+
+
+def _tabulate_told(records: Records, out: Path) -> None:
+    """What the iterations told, mean over seeds."""
+    with out.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["arm", "quantity", "steps", "seeds", "mean", "values"])
+        for arm, each in records.items():
+            for quantity in TOLD:
+                steps = each[0]["told"][quantity]["steps"]
+                for i, at in enumerate(steps):
+                    values = [one["told"][quantity]["values"][i] for one in each]
+                    listed = " ".join(f"{value:.4g}" for value in values)
+                    rows.writerow([arm, quantity, at, len(values), f"{np.mean(values):.4g}", listed])
 
 
 # ----------------------------------------------------------------------------------- the point in the plane
@@ -162,7 +204,7 @@ def survey(system: MBMPO, collector: Collector, state: State, key: PRNGKeyArray)
         "distance": jnp.linalg.norm(places, axis=1),
     }
     maps = {name: np.asarray(values, np.float64) for name, values in maps.items()}
-    pairs = (("disagreement", "yielding"), ("disagreement", "distance"), ("disagreement", "error"), ("error", "lived"))
+    pairs = itertools.combinations(("disagreement", "yielding", "distance", "error", "lived"), 2)
     return {
         "correlations": {" and ".join(pair): _rank_correlation(*(maps[name] for name in pair)) for pair in pairs},
         "means": {name: float(values.mean()) for name, values in maps.items() if name != "distance"},
@@ -246,7 +288,7 @@ def _maps(records: Records, folder: Path, name: str, shown: Mapping[str, str], t
             quantities = {f"rank correlation of {key}": [one["correlations"][key] for one in each]
                           for key in each[0]["correlations"]}  # fmt: skip
             quantities |= {f"mean {key}": [one["means"][key] for one in each] for key in each[0]["means"]}
-            quantities["return"] = [one["returns"][-1] for one in each]
+            quantities["return of the mean action"] = [one["evaluated"]["values"][-1] for one in each]
             for quantity, values in quantities.items():
                 numbers = np.mean(values), *stats.bootstrap_interval(values, stats.mean)
                 listed = " ".join(f"{value:.4g}" for value in values)
@@ -276,6 +318,11 @@ class FaultyPoint(eqx.Module):
         """As they come."""
         return Standardiser.identity(self.num_inputs)
 
+    @property
+    def target_scale(self) -> Standardiser:
+        """As they come."""
+        return Standardiser.identity(self.num_outputs)
+
     def best(self) -> "FaultyPoint":
         """All of them."""
         return self
@@ -295,8 +342,12 @@ class FaultyPoint(eqx.Module):
         return PointMass().reach * action + error * jnp.sum(place**2, axis=-1, keepdims=True) / 8
 
 
+@dataclass(frozen=True)
 class _Faulty(MBMPO):
     """MB-MPO in models that are wrong by what is drawn anew where others would be fitted."""
+
+    bias: float = 0.05
+    """Largest entry of a member's bias."""
 
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Begin with models that are right."""
@@ -305,7 +356,7 @@ class _Faulty(MBMPO):
     def _fit(
         self, world: WorldModel, state: State, model: FitState, key: PRNGKeyArray
     ) -> tuple[FitState, dict[str, Array]]:
-        biases = jax.random.uniform(key, (self.model.members, 2), minval=-0.05, maxval=0.05)
+        biases = jax.random.uniform(key, (self.model.members, 2), minval=-self.bias, maxval=self.bias)
         return _as_fitted(biases), {}
 
 
@@ -316,23 +367,29 @@ def _as_fitted(biases: Float[Array, "K 2"]) -> FitState:
 
 @dataclass(frozen=True)
 class FaultyModels:
-    """Some iterations of MB-MPO in models with known errors, surveyed; as a function of a seed."""
+    """Some iterations of MB-MPO in models with known errors, surveyed; as a function of a seed.
+
+    With a bias of 0 the models never disagree: whatever then goes together, does so for other reasons.
+    """
 
     system: MBMPO
     iterations: int
+    bias: float = 0.05
+    """Largest entry of a member's bias."""
 
     def __call__(self, seed: int) -> Measured:
-        """The survey, and the mean return of episodes lived in the last iteration."""
-        collector = DeviceCollector(PointMass(), OneTask())
-        faulty = _Faulty(**vars(self.system))
+        """The survey, and the mean return of a hundred episodes of the mean action."""
+        collector, tasks = DeviceCollector(PointMass(), OneTask()), OneTask(100).enumerate()
+        faulty = _Faulty(**vars(self.system), bias=self.bias)
         iterate: Callable[..., Any] = jax.jit(lambda state, key: faulty.iterate(state, collector, key))
         key = jax.random.key(seed)
         k_init, k_survey, *keys = jax.random.split(key, 2 + self.iterations)
-        state, metrics = faulty.init(collector, k_init), {}
+        state = faulty.init(collector, k_init)
         for k_iteration in keys:
-            state, metrics = iterate(state, k_iteration)
-        lived = metrics["train/episode_return"]
-        return {"returns": [float(lived.total / lived.weight)], **survey(faulty, collector, state, k_survey)}
+            state, _ = iterate(state, k_iteration)
+        (played,) = jax.jit(lambda policy, key: faulty.trial(policy, collector, tasks, key))(faulty.params(state), key)
+        evaluated = {"steps": [int(state.steps)], "values": [float(jnp.mean(episode_returns(played)))]}
+        return {"evaluated": evaluated, **survey(faulty, collector, state, k_survey)}
 
 
 # ---------------------------------------------------------------------------------------------- long horizons
@@ -343,35 +400,40 @@ LOOKED_AT = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 def measure_open_loop(result: run.Result) -> Measured:
     """Of one seed: its returns, and how wrong the models are after 1 to 1,000 steps without looking.
 
-    Errors are root mean squares over the entries of the observation relative to their spread, and medians over members
-    and ten episodes of the last policy, drawn actions and all.
+    Errors are root mean squares over the entries of the observation, each in deviations of its own, and medians over
+    members and episodes of the last policy, drawn actions and all. Imagination keeps near the data, as in training.
     """
+    system: Any = result.config.system
     state = jax.tree.map(lambda x: x[0], result.state.system)
     collector, key = result.program.collector, jax.random.key(result.config.seed)
-    tasks = result.program.tasks("test")
-    lived = collector.episodes(practise, state.meta.weights, (), tasks, key)
-    obs = jnp.concatenate([lived.obs[:1], lived.next_obs])
-    spread = jnp.sqrt(jnp.mean(jnp.var(obs, axis=(0, 1))))
-    world = known_world(collector.env)
-    errors = jax.jit(jax.vmap(lambda o, a: open_loop_errors(world, state.model.ensemble, o, a), in_axes=1))
-    horizons = [h for h in LOOKED_AT if h <= lived.reward.shape[0]]
-    error = np.asarray(jnp.median(errors(obs, lived.action) / spread, axis=(0, 1)))
-    return {
-        **measure(result),
-        "horizons": horizons,
-        "errors": [float(error[h - 1]) for h in horizons],
-        "lived": float(np.mean(np.asarray(episode_returns(lived)))),
-    }
+    lived = collector.episodes(practise, state.meta.weights, (), result.program.tasks("test"), key)
+    spread = jnp.std(lived.next_obs, axis=(0, 1))
+    models, world = Nearby(state.model.ensemble, system.reach), known_world(collector.env)
+
+    @jax.jit
+    def errors(lived: Transition) -> Float[Array, "T"]:
+        start = jnp.broadcast_to(lived.obs[0], (models.num_members, *lived.obs[0].shape))
+
+        def step(obs: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+            action, real = now
+            obs, _, _ = world.step(models, obs, jnp.broadcast_to(action, (models.num_members, *action.shape)), None)
+            return obs, jnp.sqrt(jnp.mean(((obs - real[None]) / spread[None, None]) ** 2, axis=-1))
+
+        return jnp.median(jax.lax.scan(step, start, (lived.action, lived.next_obs))[1], axis=(1, 2))
+
+    error = np.asarray(errors(lived._replace(extras=())))
+    horizons = [h for h in LOOKED_AT if h <= len(error)]
+    return {**measure(result), "horizons": horizons, "errors": [float(error[h - 1]) for h in horizons]}
 
 
 def long_horizons(records: Records, folder: Path, name: str) -> list[Path]:
     """Returns by real steps and open-loop error by horizon, for each imagined horizon; and a table."""
     picture, wrong, table = (folder / f"{name}{ending}" for ending in (".png", "-error.png", ".csv"))
-    arms = {arm: curve(each) for arm, each in records.items()}
+    arms = {arm: curve(each, "lived") for arm, each in records.items()}
     title = "Half-cheetah, episodes of 1,000 steps, by the imagined horizon"
     plot.curves(arms, picture, title, "real steps", "return")
     errors = {arm: (each[0]["horizons"], np.array([one["errors"] for one in each])) for arm, each in records.items()}
-    title = "Error of the models without looking, relative to the spread of observations"
+    title = "Error of the models without looking, in deviations of what was lived"
     plot.curves(errors, wrong, title, "steps", "error", log_x=True, log=True)
     with table.open("w", newline="") as file:
         rows = csv.writer(file)

@@ -243,10 +243,15 @@ MBMPO_QUICK = Config(
 )
 """The pendulum, with small networks."""
 
+MBMPO_PPO = replace(MBMPO_QUICK, system=replace(MBMPO_QUICK.system, learner=MetaPPO(GradientSteps(rate=1e-3))))
+"""The same with the outer step of ProMP."""
+
+_ALL_ROWS = Fit(batch=256, max_epochs=50, patience=20, bootstrap=False)
+
 MBMPO_POINT = Config(
     system=MBMPO(
         model=replace(MBMPO().model, widths=(64, 64)),
-        fit=Fit(max_epochs=50),
+        fit=_ALL_ROWS,
         episodes=50,
         horizon=30,
         collect=10,
@@ -261,13 +266,26 @@ MBMPO_POINT = Config(
 """The plane of the authors' studies: seconds per iteration."""
 
 MBMPO_CHEETAH = Config(
-    system=MBMPO(model=replace(MBMPO().model, widths=(200, 200)), fit=Fit(max_epochs=50), horizon=200, capacity=25_000),
+    system=MBMPO(
+        model=replace(MBMPO().model, widths=(200, 200)), fit=_ALL_ROWS, episodes=50, horizon=200, capacity=25_000
+    ),
     task="half-cheetah-200",
     steps=24_000,
     chunk=1,
     eval_every=4_000,
 )
-"""The paper's half-cheetah with 5 tasks instead of 20, 10 meta-steps instead of 30, and networks of 2 x 200."""
+"""The paper's half-cheetah with 5 tasks instead of 20, 10 meta-steps instead of 30, 1,000 real steps per iteration
+instead of 4,000, and networks of 2 x 200 units instead of 2 x 512."""
+
+MAML_CHEETAH = replace(
+    MAML_NAVIGATION,
+    system=MAML(learner=MetaTRPO(GradientSteps(rate=0.1)), widths=(100, 100), tasks=20),
+    task="half-cheetah-direction",
+    steps=16_000_000,
+    chunk=1,
+    eval_every=1_600_000,
+)
+"""Run forward or backward, whichever pays: 100 iterations of the paper's step size and networks."""
 
 PRESETS: Mapping[str, Mapping[str, Config]] = {
     "crar": {
@@ -287,8 +305,8 @@ PRESETS: Mapping[str, Mapping[str, Config]] = {
         "code-ff": CODE_FF,
     },
     "e-maml": {"quick": EMAML_NAVIGATION},
-    "maml": {"quick": MAML_NAVIGATION},
-    "mb-mpo": {"quick": MBMPO_QUICK, "point": MBMPO_POINT, "half-cheetah": MBMPO_CHEETAH},
+    "maml": {"quick": MAML_NAVIGATION, "half-cheetah": MAML_CHEETAH},
+    "mb-mpo": {"quick": MBMPO_QUICK, "ppo": MBMPO_PPO, "point": MBMPO_POINT, "half-cheetah": MBMPO_CHEETAH},
     "promp": {"quick": PROMP_NAVIGATION},
     "gmas": {"quick": GMAS_QUICK, "fast": GMAS_FAST, "paper": GMAS_PAPER},
     "sac": {"quick": SAC_QUICK, "paper": SAC_PAPER},

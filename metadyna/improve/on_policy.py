@@ -51,12 +51,17 @@ def weigh_episodes(episodes: Transition, discount: float, decay: float) -> Weigh
 
     Nothing counts after an episode's last step, nor after step T: the baseline knows the time, so it need not.
     """
-    valid, last = valid_steps(episodes.last), episodes.last.at[-1].set(True)
-    reward, alive = jnp.where(valid, episodes.reward, 0), jnp.where(last, 0, episodes.discount)
-    steps = episodes._replace(reward=reward, discount=alive, last=last)
-    began = jnp.zeros(reward.shape[1], jnp.int32)
+    steps, valid = whole(episodes)
+    began = jnp.zeros(steps.reward.shape[1], jnp.int32)
     lived = weigh(steps, LinearBaseline.zero(episodes.obs.shape[-1]), began, valid, discount, decay)
     return weigh(steps, refit(lived), began, valid, discount, decay)
+
+
+def whole(episodes: Transition) -> tuple[Transition, Bool[Array, "T B"]]:
+    """Episodes [T, B] with nothing to come after their last step, nor after step T; and which steps are theirs."""
+    valid, last = valid_steps(episodes.last), episodes.last.at[-1].set(True)
+    reward, alive = jnp.where(valid, episodes.reward, 0), jnp.where(last, 0, episodes.discount)
+    return episodes._replace(reward=reward, discount=alive, last=last), valid
 
 
 def refit(data: Weighed) -> LinearBaseline:

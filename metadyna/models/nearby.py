@@ -13,11 +13,16 @@ from metadyna.models.imagine import Predictor
 
 @runtime_checkable
 class Scaled(Predictor, Protocol):
-    """A predictor that knows the mean and the deviation of every column that it reads."""
+    """A predictor that knows mean and deviation of every column of the data that it was fitted to."""
 
     @property
     def input_scale(self) -> Standardiser:
-        """Those of the data that it was fitted to."""
+        """Of what it reads."""
+        ...
+
+    @property
+    def target_scale(self) -> Standardiser:
+        """Of what it predicts."""
         ...
 
 

@@ -14,13 +14,13 @@ Names: M `tasks`, K `model.members`, N `episodes`, α `learner.inner.rate`. The 
 Differences from the authors' code: the policies that collect are adapted from the latest θ, not from the one before
 its last step. Nothing is learnt before the random steps are over. Imagined episodes are cut where they end, and not
 followed by others; observations are kept near the data, there within ±1000. Actions are clipped before the model and
-the reward see them. Members see draws of the data with replacement. No weight normalisation. Evaluation takes the
-mean action of π_θ.
+the reward see them. Fits stop by patience, not by a running average; no weight normalisation. Log standard deviations
+stay in [-5, 2]. Ends of episodes are learnt from too. Evaluation takes the mean action of π_θ.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +37,10 @@ from metadyna.models import fit as fits
 from metadyna.models.fit import Fit, FitState
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import WorldModel, branch
-from metadyna.models.nearby import Nearby
+from metadyna.models.nearby import Nearby, Scaled
 from metadyna.models.world import known_world
 from metadyna.rollout import episode_returns, valid_steps
-from metadyna.settings import check_ranges
+from metadyna.settings import check_choices, check_ranges
 from metadyna.types import Average, Collector, Metrics, TimeStep, Transition, box_sizes
 
 
@@ -94,6 +94,8 @@ class MBMPO:
     """Imagined episodes per task, before and after every inner step; the paper has 50."""
     horizon: int = 100
     """Steps of an imagined episode; the paper has those of the real ones."""
+    starts: Literal["first", "any"] = "first"
+    """Imagine from the first observations of real episodes, or from any that was lived (for short horizons)."""
     reach: float = 10.0
     """Imagined observations are kept within so many deviations of the mean of the data."""
     meta_steps: int = 10
@@ -110,6 +112,7 @@ class MBMPO:
     episode_names = ("episode",)
 
     def __post_init__(self) -> None:
+        check_choices(self, "starts")
         check_ranges(
             self,
             log_std="[-5, 2]",
@@ -183,9 +186,13 @@ class MBMPO:
         real = replay.add_where(state.real, flat, chosen)
         starts = replay.add(state.starts, lived.obs[0].reshape(-1, lived.obs.shape[-1]))
         steps = state.steps + jnp.sum(valid, dtype=jnp.int32)
+        told = {"train/episode_return": Average.of(episode_returns(lived))}
+        fitted = state.steps >= self.warmup
+        error = _relative_error(state.model.ensemble, *world.examples(flat))
+        told["model/error_on_new"] = Average.over(error, chosen & fitted)
         state = state._replace(real=real, starts=starts, steps=steps)
         model, metrics = repeat_updates(partial(self._fit, world, state), state.model, self._due(state), key)
-        return state._replace(model=model), {**metrics, "train/episode_return": Average.of(episode_returns(lived))}
+        return state._replace(model=model), {**metrics, **told}
 
     def _due(self, state: State) -> Int[Array, ""]:
         """How often to learn in this iteration: not before the random steps are over."""
@@ -206,7 +213,8 @@ class MBMPO:
         def imagine(policies: GaussianPolicy, key: PRNGKeyArray) -> Transition:
             """Episodes of every task [H, M, N], each in its own model."""
             k_starts, k_made = jax.random.split(key)
-            starts = replay.sample(state.starts, k_starts, self.tasks * self.episodes)
+            known = state.starts if self.starts == "first" else state.real._replace(items=state.real.items.obs)
+            starts = replay.sample(known, k_starts, self.tasks * self.episodes)
             starts = starts.reshape(self.tasks, self.episodes, -1)
 
             def of_task(policy: GaussianPolicy, member: Array, starts: Array, key: Array) -> Transition:
@@ -237,17 +245,25 @@ class MBMPO:
             k_steps, k_live = jax.random.split(key)
             start = at.meta, at.optimiser
             (meta, optimiser), told = jax.lax.scan(meta_step, start, jax.random.split(k_steps, self.meta_steps))
-            policies = learner.copies(meta, self.tasks)
-            if self.adapted_collection:
-                policies = adapted(meta, jax.random.split(k_live, inner.steps))[2]
-            last = told["imagined_return"][-1]
+            _, returns, policies = adapted(meta, jax.random.split(k_live, max(1, inner.steps)))
+            if not self.adapted_collection:
+                policies = learner.copies(meta, self.tasks)
             means = {name: jnp.mean(values) for name, values in told.items()}
-            return Learner(meta, optimiser, policies), {**means, "last_imagined_return": last}
+            worst = {"largest_kl": jnp.max(told["kl"])} if "kl" in told else {}
+            return Learner(meta, optimiser, policies), {**means, **worst, "promised_return": returns[0]}
 
         start = Learner(state.meta, state.optimiser, state.policies)
         (meta, optimiser, policies), told = repeat_updates(learn, start, self._due(state), key)
         state = state._replace(meta=meta, optimiser=optimiser, policies=policies)
         return state, {f"train/{name}": values for name, values in told.items()}
+
+
+def _relative_error(
+    ensemble: Scaled, inputs: Float[Array, "n inputs"], targets: Float[Array, "n outputs"]
+) -> Float[Array, "n"]:
+    """Mean squared error of every row, in deviations of the data that the models were fitted to."""
+    predicted = ensemble.sample(jnp.broadcast_to(inputs, (ensemble.num_members, *inputs.shape)), None)
+    return jnp.mean(((predicted - targets[None]) / ensemble.target_scale.std[None, None]) ** 2, axis=(0, 2))
 
 
 def explore(

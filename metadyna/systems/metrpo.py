@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from metadyna import replay
 from metadyna.gaussian_policy import GaussianPolicy, perform, practise
 from metadyna.improve.baseline import LinearBaseline
-from metadyna.improve.on_policy import refit, trust_region_step, weigh
+from metadyna.improve.on_policy import refit, trust_region_step, weigh, whole
 from metadyna.improve.trpo import TRPO
 from metadyna.models import fit as fits
 from metadyna.models.fit import Fit, FitState
@@ -31,7 +31,7 @@ from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import WorldModel, branch
 from metadyna.models.nearby import Nearby
 from metadyna.models.world import known_world
-from metadyna.rollout import episode_returns, valid_steps
+from metadyna.rollout import episode_returns
 from metadyna.settings import check_ranges
 from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
 
@@ -194,8 +194,9 @@ class METRPO:
             k_starts, k_made = jax.random.split(jax.random.fold_in(k_steps, at.steps))
             starts = replay.sample(state.starts, k_starts, self.episodes)
             made = branch(world, Nearby(ensemble, self.reach), practise, at.policy, starts, self.horizon, k_made)
-            began, valid = jnp.zeros(self.episodes, jnp.int32), valid_steps(made.last)
-            data = weigh(made, at.baseline, began, valid, self.discount, self.gae_decay)
+            steps, valid = whole(made)
+            began = jnp.zeros(self.episodes, jnp.int32)
+            data = weigh(steps, at.baseline, began, valid, self.discount, self.gae_decay)
             policy, metrics = trust_region_step(self.learner, at.policy, data)
             return policy, refit(data), {**metrics, "imagined_return": jnp.mean(episode_returns(made))}
 

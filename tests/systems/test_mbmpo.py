@@ -13,10 +13,10 @@ from metadyna.envs import make
 from metadyna.envs.control import ControlState
 from metadyna.errors import UserError
 from metadyna.gaussian_policy import GaussianPolicy, practise
-from metadyna.improve.meta import MetaTRPO
+from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.models import fit as fits
 from metadyna.models.fit import Fit
-from metadyna.models.imagine import branch
+from metadyna.models.imagine import WorldModel, branch
 from metadyna.models.world import known_world
 from metadyna.rollout import DeviceCollector, episode_returns, valid_steps
 from metadyna.systems.mbmpo import MBMPO, Explorer, explore
@@ -169,6 +169,50 @@ def test_a_small_network_learns_the_point_in_few_epochs():
     state, _ = fits.fit(Fit(batch=500, max_epochs=20), model, state, inputs[:16_000], targets[:16_000], 16_000, KEY)
     predicted = state.ensemble.sample(inputs[None, 16_000:], None)[0]
     assert np.abs(np.asarray(predicted) - targets[16_000:]).mean() <= 0.01
+
+
+def test_every_task_is_imagined_in_its_own_model_and_adapts_from_the_latest_policy():
+    """Models that drift apart by known amounts: what the tasks were promised tells which was whose. With a step size
+    of 0 the policies to live with are the initial one as it is after the outer steps, not before."""
+    system = replace(SMALL, tasks=4, learner=MetaTRPO(GradientSteps(rate=0.0)), meta_steps=1)
+    state = jax.jit(lambda key: system.init(COLLECTOR, key))(KEY)
+    state = state._replace(starts=state.starts._replace(added=8), steps=jnp.int32(SMALL.warmup))
+    after, told = system._meta_learn(WORLD, state, KEY)
+    assert (moved(state, after) == 0).all()
+    # The cart's first number is x: member 0 leaves the track at once, member 1 never.
+    ensemble = state.model.ensemble
+    weights = jax.tree.map(jnp.zeros_like, ensemble.weights)
+    bias = lambda weights: weights.members.mlp.layers[-1].bias  # noqa: E731
+    drift = jnp.zeros((2, 4)).at[0, 0].set(3.0)
+    ensemble = replace(ensemble, weights=eqx.tree_at(bias, weights, drift))
+    state = state._replace(model=state.model._replace(ensemble=ensemble))
+    _, told = system._meta_learn(WORLD, state, KEY)
+    promised = told["train/promised_return"]
+    assert promised.total / promised.weight == pytest.approx((2 * 1 + 2 * SMALL.horizon) / 4)
+
+
+def test_the_outer_step_may_be_that_of_ppo():
+    system = replace(SMALL, learner=MetaPPO(GradientSteps(rate=0.1), updates=2))
+    state = jax.jit(lambda key: system.init(COLLECTOR, key))(KEY)
+    state = state._replace(starts=state.starts._replace(added=8), steps=jnp.int32(SMALL.warmup))
+    after, told = system._meta_learn(WORLD, state, KEY)
+    assert (moved(state, after) > 0).all()
+    assert np.isfinite(told["train/surrogate_gain"].total)
+
+
+def test_imagination_may_begin_anywhere():
+    """Stored steps at x = 1.5 and first ones at x = 0, in models that stand still under a policy that does nothing."""
+    for starts, place in (("first", 0.0), ("any", 1.5)):
+        system = replace(SMALL, starts=starts, meta_steps=1, horizon=3)
+        state = jax.jit(lambda key, system=system: system.init(COLLECTOR, key))(KEY)
+        obs = state.real.items.obs.at[:, 0].set(1.5)
+        real = state.real._replace(items=state.real.items._replace(obs=obs), added=8)
+        state = state._replace(real=real, starts=state.starts._replace(added=8), steps=jnp.int32(SMALL.warmup))
+        world = WorldModel(reward=lambda obs, action, next_obs: obs[0])
+        ensemble = replace(state.model.ensemble, weights=jax.tree.map(jnp.zeros_like, state.model.ensemble.weights))
+        state = state._replace(model=state.model._replace(ensemble=ensemble))
+        promised = system._meta_learn(world, state, KEY)[1]["train/promised_return"]
+        assert promised.total / promised.weight == pytest.approx(3 * place)
 
 
 def test_exploring_is_random_or_the_policy():
