@@ -101,7 +101,8 @@ ABSTRACT = {
 ITERATION = {
     "sac": 1, "mbpo": 10, "ppo": 40, "trpo": 40, "crar": 5, "gmas": 5,
     "e-maml": 800, "maml": 1200, "promp": 800, "mb-mpo": 400,
-    ("maml", "inverted-pendulum"): 20, ("mb-mpo", "inverted-pendulum"): 10,
+    ("maml", "inverted-pendulum"): 20, ("e-maml", "inverted-pendulum"): 20, ("promp", "inverted-pendulum"): 20,
+    ("mb-mpo", "inverted-pendulum"): 10,
 }  # fmt: skip
 """Steps of an iteration, where they are not about 20."""
 
