@@ -1,16 +1,19 @@
 """Figures from the metrics of finished runs, in one look: no pyplot, no global state, nothing but the data."""
 
+import contextlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
 
 from metadyna import stats
 from metadyna.errors import UserError
@@ -256,24 +259,51 @@ def maps(
     _write(figure, out)
 
 
-def paths(
-    goals: Sequence[Sequence[float]], paths: Sequence[Sequence[Sequence[Sequence[float]]]], out: Path, title: str = ""
-) -> None:
+Paths = Sequence[Sequence[Sequence[Sequence[float]]]]
+"""Points in the plane, by task and by number of inner steps."""
+
+
+def paths(goals: Sequence[Sequence[float]], paths: Paths, out: Path, title: str = "") -> None:
     """Draw a panel per task into the file `out`: its goal in the plane, and one path of points after each of 0, 1, …
     steps of adaptation."""
+    _write(_paths(goals, paths, title)[0], out)
+
+
+def paths_clip(
+    goals: Sequence[Sequence[float]], paths: Paths, out: Path, title: str = "", every: int = 2, pause: float = 1.5
+) -> None:
+    """Draw the same growing, `every` points per frame, into an animated GIF that stops at its end for some seconds."""
+    figure, lines = _paths(goals, paths, title)
+    figure.set_dpi(80)
+    canvas = FigureCanvasAgg(figure)
+    longest = max(len(points) for of_task in paths for points in of_task)
+    frames = []
+    for end in [*range(1, longest, every), longest]:
+        for line, points in lines:
+            line.set_data(*np.transpose(points[:end]))
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+    times = [60] * (len(frames) - 1) + [int(1000 * pause)]
+    with _writing(out):
+        frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
+
+
+def _paths(goals: Any, paths: Paths, title: str) -> tuple[Figure, list[tuple[Any, Any]]]:
+    """The panels, and every line with its points."""
     figure = Figure(figsize=(2.5 * len(goals) + 0.3, 3.3), layout="constrained")
     panels = figure.subplots(1, len(goals), sharex=True, sharey=True, squeeze=False)[0]
-    lines = {}
+    legend, lines = {}, []
     for panel, goal, of_task in zip(panels, goals, paths, strict=True):
         for number, points in enumerate(of_task):
-            label = f"{number} step{'s' * (number != 1)}"
-            lines[label] = panel.plot(*np.transpose(points), color=PALETTE[number], linewidth=1.2)[0]
+            line = panel.plot(*np.transpose(points), color=PALETTE[number], linewidth=1.2)[0]
+            legend[f"{number} step{'s' * (number != 1)}"] = line
+            lines.append((line, points))
         panel.plot(*goal, "*", color=_INK, markersize=11, zorder=4)
         panel.set_aspect("equal")
         _plain(panel)
     figure.suptitle(title, x=0.01, ha="left", fontsize=_FONT_SIZE + 2, color=_INK)
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=6, frameon=False, fontsize=_FONT_SIZE - 1)
-    _write(figure, out)
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=6, frameon=False, fontsize=_FONT_SIZE - 1)
+    return figure, lines
 
 
 def _curves(folder: Path, metric: str) -> list[_Curve]:
@@ -347,10 +377,16 @@ def _finish(figure: Figure, axes: Axes, references: Mapping[str, float], out: Pa
 
 
 def _write(figure: Figure, out: Path) -> None:
-    out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(out):
         figure.savefig(out, dpi=200)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Make the folder of a file, and complain in one line if it cannot be written."""
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; choose another file") from error
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from metadyna.experiments import figures, meta
 from tests.tiny import compiled_once, tiny, trained  # noqa: F401
@@ -27,8 +28,10 @@ def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path):
             assert np.abs(np.diff(path, axis=0)).max() <= 0.1 + 2e-3
             assert len(path) == 101 or np.abs(path[-1] - goal).max() < 0.011
     *pictures, table = meta.navigation({"MAML": [measured] * 2, "other": [measured] * 2}, tmp_path, "fig")
-    assert [path.name for path in pictures] == ["fig.png", "fig-paths.png"]
+    assert [path.name for path in pictures] == ["fig.png", "fig-paths.png", "fig-paths.gif"]
     assert all(path.stat().st_size for path in pictures)
+    with Image.open(pictures[-1]) as clip:
+        assert clip.n_frames == 51
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["arm"], row["inner_steps"]) for row in rows] == [(arm, i) for arm in ("MAML", "other") for i in "01"]

@@ -45,14 +45,16 @@ def _path(episode: Any, task: int) -> list[list[float]]:
 
 
 def navigation(records: Mapping[str, Sequence[Measured]], folder: Path, name: str) -> list[Path]:
-    """Returns by inner step beside the published ones, paths of the first arm's first seed, and a table."""
-    curve, paths, table = (folder / f"{name}{ending}" for ending in (".png", "-paths.png", ".csv"))
+    """Returns by inner step beside the published ones, paths of the first arm's first seed also as a clip, a table."""
+    curve, paths, clip, table = (folder / f"{name}{ending}" for ending in (".png", "-paths.png", "-paths.gif", ".csv"))
     arms = {arm: np.array([one["returns"] for one in each]) for arm, each in records.items()}
     count = next(iter(arms.values())).shape[1]
     title, marks = "2-D navigation: return on goals never seen", {"published": PUBLISHED[:count]}
     plot.lines(arms, range(count), curve, title, "inner gradient steps", "return", marks=marks)
     first = next(iter(records.values()))[0]
-    plot.paths(first["goals"], first["paths"], paths, "An episode after 0, 1, 2, … inner steps, and the hidden goal")
+    title = "An episode after 0, 1, 2, … inner steps, and the hidden goal"
+    plot.paths(first["goals"], first["paths"], paths, title)
+    plot.paths_clip(first["goals"], first["paths"], clip, title)
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(
@@ -65,4 +67,4 @@ def navigation(records: Mapping[str, Sequence[Measured]], folder: Path, name: st
                 listed = " ".join(f"{value:.2f}" for value in column)
                 numbers = [f"{number:.2f}" for number in (column.mean(), low, high, seconds)]
                 rows.writerow([arm, step, len(column), *numbers, listed])
-    return [curve, paths, table]
+    return [curve, paths, clip, table]
