@@ -26,12 +26,12 @@ from metadyna.gaussian_policy import GaussianPolicy, practise
 from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.models.fit import FitState
 from metadyna.models.gaussian import Standardiser
-from metadyna.models.imagine import Predictor, WorldModel
+from metadyna.models.imagine import Predictor, WorldModel, open_loop_errors
 from metadyna.models.nearby import Nearby
 from metadyna.models.world import known_world
 from metadyna.rollout import DeviceCollector, episode_returns
 from metadyna.systems.mbmpo import MBMPO, State
-from metadyna.types import Collector, Transition
+from metadyna.types import Collector
 
 METHOD = "MB-MPO"
 
@@ -407,21 +407,10 @@ def measure_open_loop(result: run.Result) -> Measured:
     state = jax.tree.map(lambda x: x[0], result.state.system)
     collector, key = result.program.collector, jax.random.key(result.config.seed)
     lived = collector.episodes(practise, state.meta.weights, (), result.program.tasks("test"), key)
-    spread = jnp.std(lived.next_obs, axis=(0, 1))
+    obs, spread = jnp.concatenate([lived.obs[:1], lived.next_obs]), jnp.std(lived.next_obs, axis=(0, 1))
     models, world = Nearby(state.model.ensemble, system.reach), known_world(collector.env)
-
-    @jax.jit
-    def errors(lived: Transition) -> Float[Array, "T"]:
-        start = jnp.broadcast_to(lived.obs[0], (models.num_members, *lived.obs[0].shape))
-
-        def step(obs: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-            action, real = now
-            obs, _, _ = world.step(models, obs, jnp.broadcast_to(action, (models.num_members, *action.shape)), None)
-            return obs, jnp.sqrt(jnp.mean(((obs - real[None]) / spread[None, None]) ** 2, axis=-1))
-
-        return jnp.median(jax.lax.scan(step, start, (lived.action, lived.next_obs))[1], axis=(1, 2))
-
-    error = np.asarray(errors(lived._replace(extras=())))
+    errors = jax.jit(jax.vmap(lambda o, a: open_loop_errors(world, models, o, a, spread), in_axes=1))
+    error = np.asarray(jnp.median(errors(obs, lived.action), axis=(0, 1)))
     horizons = [h for h in LOOKED_AT if h <= len(error)]
     return {**measure(result), "horizons": horizons, "errors": [float(error[h - 1]) for h in horizons]}
 

@@ -216,18 +216,21 @@ def open_loop_errors(
     ensemble: Predictor,
     obs: Float[Array, "T1 obs"],
     actions: Float[Array, "T action"],
+    spread: Float[Array, "obs"] | None = None,
 ) -> Float[Array, "K T"]:
     """Root mean squared error over the entries of the observation after 1 … T steps of every member's mean.
 
-    A trajectory's real actions are played open-loop from its first observation: how errors compound.
+    A trajectory's real actions are played open-loop from its first observation: how errors compound. With `spread`,
+    every entry's error is in units of its own.
     """
+    units = jnp.ones_like(obs[0]) if spread is None else spread
     members = ensemble.num_members
 
     def step(state: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         action, real = now
         actions = jnp.broadcast_to(action, (members, 1, *action.shape))
         state, _, _ = model.step(ensemble, state, actions, None)
-        return state, jnp.sqrt(jnp.mean((state[:, 0] - real[None]) ** 2, axis=-1))
+        return state, jnp.sqrt(jnp.mean(((state[:, 0] - real[None]) / units[None]) ** 2, axis=-1))
 
     start = jnp.broadcast_to(obs[0], (members, 1, *obs[0].shape))
     return lax.scan(step, start, (actions, obs[1:]))[1].T
