@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
+import scipy.stats
 from jaxtyping import Float
 
 Scores = np.ndarray | Sequence[float]
@@ -73,11 +75,25 @@ def paired_difference(
     Pairing removes what the seeds have in common; an interval without 0 says that the arms differ. Raises ValueError
     if the shapes differ.
     """
-    first, second = _checked(a), _checked(b)
-    if first.shape != second.shape:
-        raise ValueError(f"paired scores need one shape, got {first.shape} and {second.shape}")
-    difference = first - second
+    difference = _paired(a, b)
     return Difference(mean(difference), *bootstrap_interval(difference, mean, level, samples, seed))
+
+
+def detectable_difference(a: Scores, b: Scores, power: float = 0.8, level: float = 0.95) -> float:
+    """Least true mean of a - b that as many runs, with differences as spread as these, would show with that `power`.
+
+    "Show" is to be found by a two-sided paired t-test at `level`, so a lead that was missed is told from one that could
+    not have been seen. NaN for one run; for scores [runs, tasks], runs are taken by their mean over tasks. Raises
+    ValueError if the shapes differ.
+    Source: Cohen 1988, "Statistical Power Analysis for the Behavioral Sciences", section 2.3 (noncentral t).
+    """
+    difference = _paired(a, b)
+    runs = len(difference)
+    if runs < 2:
+        return float("nan")
+    critical = scipy.stats.t.ppf((1 + level) / 2, runs - 1)
+    shift = scipy.optimize.brentq(lambda x: scipy.stats.nct.sf(critical, runs - 1, x) - power, 0, 4 * critical)
+    return float(shift / np.sqrt(runs) * difference.reshape(runs, -1).mean(axis=1).std(ddof=1))
 
 
 def bootstrap_band(
@@ -104,6 +120,14 @@ def _checked(values: Scores) -> np.ndarray:
     if scores.ndim not in (1, 2) or scores.size == 0:
         raise ValueError(f"scores must be [runs] or [runs, tasks] and not empty, got shape {scores.shape}")
     return scores
+
+
+def _paired(a: Scores, b: Scores) -> np.ndarray:
+    """a - b; raises ValueError if the shapes differ."""
+    first, second = _checked(a), _checked(b)
+    if first.shape != second.shape:
+        raise ValueError(f"paired scores need one shape, got {first.shape} and {second.shape}")
+    return first - second
 
 
 def _percentiles(estimates: np.ndarray, level: float) -> tuple[float, float]:

@@ -44,26 +44,37 @@ def record(final, half):
     return {"updates": 20, "minutes": 1.0, "curve": curve, "scores": {**cells, "depth 0, epsilon 0": -5.0}}
 
 
-def test_scores_are_tabulated_beside_the_baseline_of_the_same_seed(tmp_path, monkeypatch):
+def test_scores_and_leads_are_tabulated_by_arm_and_cell(tmp_path, monkeypatch):
     monkeypatch.setattr(abstract, "DEPTHS", (0, 3, 5))
     arms = {
         "CRAR": [record(-3, -4), record(-1, -4)],
         "cosine 1": [record(-2, -4), record(0, -4)],
+        "cosine 3": [record(-2, -2), record(1, -4)],
         "L2 1": 2 * [record(1, 0)],
     }
-    picture, table = abstract.panels(arms, tmp_path, "fig")
+    picture, table, leads = abstract.panels(arms, tmp_path, "fig")
     assert picture.stat().st_size
-    rows = {(row["arm"], row["depth"], row["epsilon"]): row for row in read(table)}
-    assert len(rows) == len(read(table)) == 3 * 4
-    lead = [float(rows["cosine 1", "3", "0.1"][name]) for name in ("lead", "lead_low_95", "lead_high_95")]
-    assert lead == [1, 1, 1]
-    lead = [float(rows["L2 1", "5", "0.1"][name]) for name in ("lead", "lead_low_95", "lead_high_95")]
-    assert lead == [3, 2, 4]
-    assert rows["CRAR", "0", "0.1"]["returns"] == "-3.000 -1.000"
-    assert float(rows["L2 1", "0", "0"]["lead"]) == 0
-    picture, table = abstract.controls(arms, tmp_path, "controls")
-    assert picture.stat().st_size
-    assert len(read(table)) == 3 * 4
+    scores = {(row["arm"], row["when"], row["depth"], row["epsilon"]): row for row in read(table)}
+    assert len(scores) == len(read(table)) == 4 * 6
+    assert scores["CRAR", "last", "0", "0.1"]["returns"] == "-3.000 -1.000"
+    assert float(scores["CRAR", "last", "0", "0.1"]["mean_return"]) == -2
+    assert scores["L2 1", "mean of the curve", "3", "0.1"]["returns"] == "1.000 1.000"  # of 0 and 2
+
+    found = {(row["arm"], row["over"], row["when"], row["depth"], row["epsilon"]): row for row in read(leads)}
+    assert len(found) == len(read(leads)) == (3 + 1) * 6
+
+    def lead(*where):
+        return [float(found[where][name]) for name in ("lead", "low_95", "high_95", "detectable")]
+
+    assert lead("cosine 1", "CRAR", "last", "3", "0.1") == [1, 1, 1, 0]
+    assert lead("L2 1", "CRAR", "last", "5", "0.1")[:3] == [3, 2, 4]
+    assert lead("L2 1", "CRAR", "last", "0", "0.0")[0] == 0
+    assert lead("cosine 3", "cosine 1", "last", "0", "0.1")[:3] == [0.5, 0, 1]
+    assert lead("cosine 3", "cosine 1", "mean of the curve", "3", "0.1")[:3] == [0.75, 0.5, 1]
+    assert found["cosine 3", "cosine 1", "mean of the curve", "3", "0.1"]["leads"] == "1.000 0.500"
+    assert [path.name for path in abstract.controls(arms, tmp_path, "controls")] == [
+        "controls.png", "controls.csv", "controls-leads.csv",
+    ]  # fmt: skip
 
 
 def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(tmp_path):

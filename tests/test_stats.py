@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.stats import trim_mean
+from scipy.stats import trim_mean, ttest_1samp
 
-from metadyna.stats import bootstrap_band, bootstrap_interval, iqm, mean, paired_difference
+from metadyna.stats import bootstrap_band, bootstrap_interval, detectable_difference, iqm, mean, paired_difference
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,23 @@ def test_pairing_removes_what_the_seeds_share():
     seed_effect = 10 * generator.standard_normal(10)
     difference = paired_difference(seed_effect + 1 + 0.1 * generator.standard_normal(10), seed_effect)
     assert 0.8 < difference.low < difference.mean < difference.high < 1.2
+
+
+@pytest.mark.parametrize(("runs", "effect"), [(5, 1.682), (10, 0.996), (34, 0.495)])
+def test_what_a_paired_test_can_show_is_what_tables_of_power_say(runs, effect):
+    # Effects in deviations of the differences; 34 pairs is the usual answer for an effect of one half.
+    spread = np.arange(runs) - np.mean(np.arange(runs))
+    found = detectable_difference(7 + spread, np.full(runs, 7.0))
+    assert found == pytest.approx(effect * spread.std(ddof=1), rel=1e-3)
+    assert np.isnan(detectable_difference([1.0], [0.0]))
+    assert detectable_difference([1.0, 2.0], [0.0, 1.0]) == 0
+
+
+def test_what_can_be_shown_is_found_as_often_as_said():
+    generator = np.random.default_rng(0)
+    effect = detectable_difference([1.0, -1.0, 0.5, -0.5, 0.0], 5 * [0.0])
+    draws = effect + np.std([1.0, -1.0, 0.5, -0.5, 0.0], ddof=1) * generator.standard_normal((20_000, 5))
+    assert np.mean(ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.01)
 
 
 def test_band_is_the_interval_at_each_point():

@@ -74,8 +74,8 @@ def _by_depth(result: run.Result) -> dict[str, np.ndarray]:
 
 
 def panels(records: Records, folder: Path, name: str) -> list[Path]:
-    """Curves of every arm by distance and evaluation depth, and a table of the final scores."""
-    picture, table = folder / f"{name}.png", folder / f"{name}.csv"
+    """Curves of every arm by distance and evaluation depth, and tables of scores and leads."""
+    picture = folder / f"{name}.png"
     rows = {"cosine": ("cosine", BASELINE), "L2": ("L2", BASELINE)}
     grid = {
         (row, f"depth {depth}"): {arm: _curve(each, depth) for arm, each in records.items() if arm.startswith(kinds)}
@@ -83,8 +83,7 @@ def panels(records: Records, folder: Path, name: str) -> list[Path]:
         for depth in DEPTHS
     }
     plot.panels(grid, picture, "Return on mazes never seen, by evaluation depth", "updates")
-    _tabulate(records, table)
-    return [picture, table]
+    return [picture, *_tabulate(records, folder, name)]
 
 
 def _curve(each: Sequence[Measured], depth: int) -> tuple[Sequence[int], Float[np.ndarray, "seeds points"]]:
@@ -95,29 +94,65 @@ def _curve(each: Sequence[Measured], depth: int) -> tuple[Sequence[int], Float[n
 
 
 def controls(records: Records, folder: Path, name: str) -> list[Path]:
-    """Curves of every arm planned three steps ahead, and a table of the final scores."""
-    picture, table = folder / f"{name}.png", folder / f"{name}.csv"
+    """Curves of every arm planned three steps ahead, and tables of scores and leads."""
+    picture = folder / f"{name}.png"
     curves = {arm: _curve(each, 3) for arm, each in records.items()}
     updates, _ = next(iter(curves.values()))
     arms = {arm: values for arm, (_, values) in curves.items()}
     plot.lines(arms, updates, picture, "Return on mazes never seen, planning three steps ahead", "updates", "return")
-    _tabulate(records, table)
-    return [picture, table]
+    return [picture, *_tabulate(records, folder, name)]
 
 
-def _tabulate(records: Records, out: Path) -> None:
-    """Every arm's score by depth and ε, and its lead over the baseline on the same tasks and seeds."""
-    header = "arm depth epsilon seeds mean_return low_95 high_95 lead lead_low_95 lead_high_95 returns"
-    with out.open("w", newline="") as file:
+Cell = tuple[str, int, float]
+"""When (last, or the mean of the curve), planned to which depth, with what probability of a random action."""
+
+
+def _tabulate(records: Records, folder: Path, name: str) -> list[Path]:
+    """Scores of every arm, and its leads with the same seeds and tasks over the baseline and its shallower kin."""
+    scored = {arm: _scores(each) for arm, each in records.items()}
+    table, leads = folder / f"{name}.csv", folder / f"{name}-leads.csv"
+    where = ["arm", "when", "depth", "epsilon", "seeds"]
+    with table.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(header.split(" "))
-        for cell, arm in itertools.product(records[BASELINE][0]["scores"], records):
-            scores, base = ([one["scores"][cell] for one in records[of]] for of in (arm, BASELINE))
-            interval, lead = stats.bootstrap_interval(scores, stats.mean), stats.paired_difference(scores, base)
-            numbers = [f"{number:.3f}" for number in (np.mean(scores), *interval, *lead)]
-            depth, epsilon = (part.split()[1] for part in cell.split(", "))
-            listed = " ".join(f"{value:.3f}" for value in scores)
-            rows.writerow([arm, depth, epsilon, len(scores), *numbers, listed])
+        rows.writerow([*where, "mean_return", "low_95", "high_95", "returns"])
+        for arm, cells in scored.items():
+            for cell, scores in cells.items():
+                numbers = np.mean(scores), *stats.bootstrap_interval(scores, stats.mean)
+                rows.writerow([arm, *cell, len(scores), *(f"{number:.3f}" for number in numbers), _listed(scores)])
+    pairs = [(arm, BASELINE) for arm in records if arm != BASELINE]
+    pairs += [(deep, shallow) for shallow in records for deep in records if _deeper(deep, shallow)]
+    with leads.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow([*where[:1], "over", *where[1:], "lead", "low_95", "high_95", "detectable", "leads"])
+        for arm, other in pairs:
+            for cell in scored[BASELINE]:
+                two = scored[arm][cell], scored[other][cell]
+                numbers = *stats.paired_difference(*two), stats.detectable_difference(*two)
+                listed = _listed(np.subtract(*two))
+                rows.writerow([arm, other, *cell, len(two[0]), *(f"{number:.3f}" for number in numbers), listed])
+    return [table, leads]
+
+
+def _scores(each: Sequence[Measured]) -> dict[Cell, Sequence[float]]:
+    """What every seed returned, by cell."""
+    found: dict[Cell, Sequence[float]] = {}
+    for cell in each[0]["scores"]:
+        depth, epsilon = (part.split()[1] for part in cell.split(", "))
+        found["last", int(depth), float(epsilon)] = [one["scores"][cell] for one in each]
+    for key in each[0]["curve"]:
+        if key.startswith("depth "):
+            found["mean of the curve", int(key.split()[1]), EPSILON] = [np.mean(one["curve"][key]) for one in each]
+    return found
+
+
+def _deeper(one: str, other: str) -> bool:
+    """Whether two arms differ in the depth of training alone, which ends their names."""
+    kinds, depths = zip(*(arm.rpartition(" ")[::2] for arm in (one, other)), strict=True)
+    return kinds[0] == kinds[1] != "" and all(map(str.isdigit, depths)) and int(depths[0]) > int(depths[1])
+
+
+def _listed(values: Sequence[float] | np.ndarray) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
 
 
 # ----------------------------------------------------------------------------------------- what the model knows
