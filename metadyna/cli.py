@@ -252,7 +252,7 @@ def _list(words: list[str]) -> int:
     known = {
         "systems": {name: _first_line(kind.__doc__) for name, kind in SYSTEMS.items()},
         "tasks": {name: _describe(name) for name in envs.TASKS},
-        "presets": {system: list(presets) for system, presets in PRESETS.items()},
+        "presets": {system: list(presets) for system, presets in sorted(PRESETS.items())},
         "figures": {name: figure.title for name, figure in figures.FIGURES.items()},
     }
     if as_json:
