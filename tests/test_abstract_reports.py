@@ -72,9 +72,9 @@ def test_scores_and_leads_are_tabulated_by_arm_and_cell(tmp_path, monkeypatch):
     assert lead("cosine 3", "cosine 1", "last", "0", "0.1")[:3] == [0.5, 0, 1]
     assert lead("cosine 3", "cosine 1", "mean of the curve", "3", "0.1")[:3] == [0.75, 0.5, 1]
     assert found["cosine 3", "cosine 1", "mean of the curve", "3", "0.1"]["leads"] == "1.000 0.500"
-    assert [path.name for path in abstract.controls(arms, tmp_path, "controls")] == [
-        "controls.png", "controls.csv", "controls-leads.csv",
-    ]  # fmt: skip
+    picture, table, leads = abstract.controls(arms, tmp_path, "controls")
+    assert picture.stat().st_size
+    assert (len(read(table)), len(read(leads))) == (4 * 6, (3 + 1) * 6)
 
 
 def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(tmp_path):
