@@ -35,6 +35,7 @@ def environment_record() -> dict[str, Any]:
         "cores": _usable_cores(),
         "memory_bytes": _memory_bytes(),
         "jax_backend": jax.default_backend(),
+        "xla_flags": os.environ.get("XLA_FLAGS"),
         "devices": [device.device_kind for device in jax.devices()],
     }
 
