@@ -77,6 +77,13 @@ def test_scores_and_leads_are_tabulated_by_arm_and_cell(tmp_path, monkeypatch):
     assert (len(read(table)), len(read(leads))) == (4 * 6, (3 + 1) * 6)
 
 
+def test_leads_are_over_the_first_arm_whatever_its_name(tmp_path):
+    arms = {"beta 1": [record(-3, -4), record(-1, -4)], "beta 0.2": [record(-5, -5), record(-5, -5)]}
+    _, _, leads = abstract.controls(arms, tmp_path, "controls")
+    assert {(row["arm"], row["over"]) for row in read(leads)} == {("beta 0.2", "beta 1")}
+    assert read(leads)[0]["leads"] == "-2.000 -4.000"
+
+
 def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(tmp_path):
     *pictures, table = abstract.slopes({"CRAR": [{"by_depth": abstract._by_depth(result())}]}, tmp_path, "cosine")
     assert len(pictures) == 3

@@ -108,7 +108,7 @@ Cell = tuple[str, int, float]
 
 
 def _tabulate(records: Records, folder: Path, name: str) -> list[Path]:
-    """Scores of every arm, and its leads with the same seeds and tasks over the baseline and its shallower kin."""
+    """Scores of every arm, and its leads with the same seeds and tasks over the first and its shallower kin."""
     scored = {arm: _scores(each) for arm, each in records.items()}
     table, leads = folder / f"{name}.csv", folder / f"{name}-leads.csv"
     where = ["arm", "when", "depth", "epsilon", "seeds"]
@@ -119,13 +119,14 @@ def _tabulate(records: Records, folder: Path, name: str) -> list[Path]:
             for cell, scores in cells.items():
                 numbers = np.mean(scores), *stats.bootstrap_interval(scores, stats.mean)
                 rows.writerow([arm, *cell, len(scores), *(f"{number:.3f}" for number in numbers), _listed(scores)])
-    pairs = [(arm, BASELINE) for arm in records if arm != BASELINE]
+    baseline = next(iter(records))
+    pairs = [(arm, baseline) for arm in records if arm != baseline]
     pairs += [(deep, shallow) for shallow in records for deep in records if _deeper(deep, shallow)]
     with leads.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow([*where[:1], "over", *where[1:], "lead", "low_95", "high_95", "detectable", "leads"])
         for arm, other in pairs:
-            for cell in scored[BASELINE]:
+            for cell in scored[baseline]:
                 two = scored[arm][cell], scored[other][cell]
                 numbers = *stats.paired_difference(*two), stats.detectable_difference(*two)
                 listed = _listed(np.subtract(*two))
