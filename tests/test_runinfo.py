@@ -36,12 +36,14 @@ def compile_in_new_process(cache_home: Path, **extra: str) -> tuple[str, int, st
     return folder, int(hits), done.stderr
 
 
-def test_record_is_json_and_complete():
+def test_record_is_json_and_complete(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
     record = environment_record()
     assert json.loads(json.dumps(record)) == record
     assert record["versions"]["metadyna"] == metadyna.__version__
     assert record["versions"]["jax"] == jax.__version__
     assert record["jax_backend"] == "cpu"
+    assert record["xla_flags"] == "--xla_cpu_prefer_vector_width=512"
     assert len(record["devices"]) == len(jax.devices())
     assert record["cores"] >= 1
     assert record["memory_bytes"] > 2**28
