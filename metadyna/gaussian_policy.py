@@ -1,5 +1,8 @@
 """Gaussian policies for on-policy methods."""
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from metadyna.dists import normal_log_prob
 from metadyna.nets import MLP, Linear
 from metadyna.types import TimeStep
+
+
+Activation = Literal["tanh", "relu"]
+
+_ACTIVATIONS: Mapping[str, Any] = {"tanh": jax.nn.tanh, "relu": jax.nn.relu}
 
 
 class GaussianPolicy(eqx.Module):
@@ -21,10 +29,15 @@ class GaussianPolicy(eqx.Module):
 
     @staticmethod
     def create(
-        observed: int, actions: int, widths: tuple[int, ...], key: PRNGKeyArray, log_std: float = 0.0
+        observed: int,
+        actions: int,
+        widths: tuple[int, ...],
+        key: PRNGKeyArray,
+        log_std: float = 0.0,
+        activation: Activation = "tanh",
     ) -> "GaussianPolicy":
-        """Hidden layers with tanh; the last layer is drawn 100 times smaller, so that means begin near 0."""
-        mlp = MLP.create((observed, *widths, actions), key, jax.nn.tanh)
+        """The last layer is drawn 100 times smaller, so that means begin near 0."""
+        mlp = MLP.create((observed, *widths, actions), key, _ACTIVATIONS[activation])
         last = Linear(mlp.layers[-1].weight * 0.01, mlp.layers[-1].bias * 0)
         mlp = MLP((*mlp.layers[:-1], last), mlp.activation)
         return GaussianPolicy(mlp, jnp.full(actions, log_std, jnp.float32))

@@ -221,7 +221,7 @@ GMAS_QUICK = replace(GMAS_FAST, steps=20_000, eval_every=5_000)
 _NAVIGATION = GradientSteps(rate=0.5)
 
 MAML_NAVIGATION = Config(
-    system=MAML(learner=MetaTRPO(_NAVIGATION), tasks=20),
+    system=MAML(learner=MetaTRPO(_NAVIGATION), widths=(100, 100), activation="relu", tasks=20),
     task="navigation",
     steps=8_000_000,
     chunk=5,
@@ -229,8 +229,13 @@ MAML_NAVIGATION = Config(
 )
 """100 iterations of the published navigation: step size 0.5, 20 tasks, 20 episodes before and after the step."""
 
-EMAML_NAVIGATION = replace(MAML_NAVIGATION, system=EMAML(learner=MetaTRPO(_NAVIGATION, credit=True), tasks=20))
-PROMP_NAVIGATION = replace(MAML_NAVIGATION, system=ProMP(learner=MetaPPO(_NAVIGATION), tasks=20))
+EMAML_NAVIGATION = replace(
+    MAML_NAVIGATION,
+    system=EMAML(learner=MetaTRPO(_NAVIGATION, credit=True), widths=(100, 100), activation="relu", tasks=20),
+)
+PROMP_NAVIGATION = replace(
+    MAML_NAVIGATION, system=ProMP(learner=MetaPPO(_NAVIGATION), widths=(100, 100), activation="relu", tasks=20)
+)
 
 MBMPO_QUICK = Config(
     system=MBMPO(

@@ -29,11 +29,11 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from metadyna.adapt.gradient import Meta
-from metadyna.gaussian_policy import GaussianPolicy, practise
+from metadyna.gaussian_policy import Activation, GaussianPolicy, practise
 from metadyna.improve.meta import MetaPPO, MetaTRPO, Rounds
 from metadyna.improve.on_policy import Weighed
 from metadyna.rollout import episode_lengths, episode_returns
-from metadyna.settings import check_ranges
+from metadyna.settings import check_choices, check_ranges
 from metadyna.types import Average, Collector, Metrics, Transition, box_sizes
 
 
@@ -52,7 +52,9 @@ class MAML:
     learner: MetaTRPO | MetaPPO = MetaTRPO()
     """The adaptation and the outer step."""
     widths: tuple[int, ...] = (64, 64)
-    """Hidden layers of the policy, with tanh."""
+    """Hidden layers of the policy."""
+    activation: Activation = "tanh"
+    """Their nonlinearity. With `tanh` a policy that has left what it knows may find no way back: see docs/meta.md."""
     log_std: float = 0.0
     """Log standard deviation of a fresh policy; it is adapted too."""
     tasks: int = 40
@@ -65,6 +67,7 @@ class MAML:
     """Scales the steps of an evaluation after the first that training does not have."""
 
     def __post_init__(self) -> None:
+        check_choices(self, "activation")
         check_ranges(
             self,
             log_std="[-5, 2]",
@@ -82,7 +85,7 @@ class MAML:
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw the policy."""
         observed, actions = box_sizes(collector.env.spec)
-        policy = GaussianPolicy.create(observed, actions, self.widths, key, self.log_std)
+        policy = GaussianPolicy.create(observed, actions, self.widths, key, self.log_std, self.activation)
         meta = self.learner.inner.start(policy)
         return State(meta, self.learner.init(meta), jnp.int32(0))
 
