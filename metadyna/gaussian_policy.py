@@ -12,7 +12,6 @@ from metadyna.dists import normal_log_prob
 from metadyna.nets import MLP, Linear
 from metadyna.types import TimeStep
 
-
 Activation = Literal["tanh", "relu"]
 
 _ACTIVATIONS: Mapping[str, Any] = {"tanh": jax.nn.tanh, "relu": jax.nn.relu}

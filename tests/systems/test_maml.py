@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metadyna.adapt.gradient import GradientSteps
@@ -28,3 +29,12 @@ def test_an_evaluation_adapts_to_every_task_from_the_same_start():
     kept = jax.jit(lambda meta: SMALL.trial(meta, COLLECTOR, tasks, KEY))(still)
     np.testing.assert_array_equal(kept[0].action, shown[0].action)
     assert all(not np.array_equal(x.action, y.action) for x, y in zip(kept[1:], shown[1:], strict=True))
+
+
+def test_a_rectified_policy_answers_to_places_far_away_and_one_with_tanh_does_not():
+    means = {}
+    for activation in ("relu", "tanh"):
+        policy = replace(SMALL, widths=(16,), activation=activation).init(COLLECTOR, KEY).meta.weights
+        means[activation] = [policy(scale * jnp.array([0.3, -0.2]))[0] for scale in (1e3, 1e4)]
+    np.testing.assert_allclose(means["relu"][1], 10 * means["relu"][0], rtol=1e-2)
+    np.testing.assert_allclose(means["tanh"][1], means["tanh"][0], rtol=1e-2)
