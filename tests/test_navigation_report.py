@@ -38,8 +38,9 @@ def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path):
     assert float(rows[1]["mean_return"]) == pytest.approx(returns[1].mean(), abs=0.01)
 
 
-def test_the_arms_differ_in_their_inner_steps_alone():
-    arms = figures.find("maml-navigation", "quick").arms
+def test_the_arms_of_maml_differ_in_their_inner_steps_alone_and_its_kin_in_the_method():
+    arms = dict(figures.find("maml-navigation", "quick").arms)
+    kin = {arm: arms.pop(arm) for arm in ("E-MAML", "ProMP")}
     learners = {arm: config.system.learner for arm, config in arms.items()}
     inner = {arm: (learner.inner.steps, learner.inner.first_order) for arm, learner in learners.items()}
     assert inner == {"MAML": (1, False), "first order": (1, True), "no adaptation in training": (0, False)}
@@ -47,3 +48,8 @@ def test_the_arms_differ_in_their_inner_steps_alone():
     for config in arms.values():
         learner = replace(config.system.learner, inner=whole.system.learner.inner)
         assert replace(config, system=replace(config.system, learner=learner)) == whole
+    for config in kin.values():
+        system = replace(whole.system, learner=config.system.learner)
+        assert vars(config.system) == vars(system)
+        assert config.system.learner.inner == whole.system.learner.inner
+        assert replace(config, system=whole.system) == whole

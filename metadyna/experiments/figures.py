@@ -297,8 +297,8 @@ def _portraits(name: str) -> Study:
 
 
 def _navigation(name: str, seeds: int, steps: int) -> Study:
-    """MAML with exact and with first-order meta-gradients, and a policy that is trained without adapting."""
-    base = replace(PRESETS["maml"]["quick"], steps=steps, eval_every=steps)
+    """MAML with exact and with first-order meta-gradients, its kin, and a policy that is trained without adapting."""
+    base = PRESETS["maml"]["quick"]
     system: Any = base.system
     inner = system.learner.inner
     arms = {
@@ -308,6 +308,8 @@ def _navigation(name: str, seeds: int, steps: int) -> Study:
     }
     learners = {arm: replace(system.learner, inner=inner) for arm, inner in arms.items()}
     configs = {arm: replace(base, system=replace(system, learner=learner)) for arm, learner in learners.items()}
+    configs |= {"E-MAML": PRESETS["e-maml"]["quick"], "ProMP": PRESETS["promp"]["quick"]}
+    configs = {arm: replace(config, steps=steps, eval_every=steps) for arm, config in configs.items()}
     return Study(name, "MAML on 2-D navigation", configs, seeds, meta.measure, meta.navigation)
 
 
@@ -511,7 +513,7 @@ FIGURES: Mapping[str, Figure] = {
         },
     ),
     "maml-navigation": Figure(
-        "MAML on 2-D navigation: return after 0 to 3 gradient steps, and the paths",
+        "MAML, E-MAML and ProMP on 2-D navigation: return after 0 to 3 gradient steps, and the paths",
         {
             "quick": _navigation("maml-navigation", 3, 8_000_000),
             "full": _navigation("maml-navigation-full", 10, 40_000_000),
