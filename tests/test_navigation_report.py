@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,29 +14,37 @@ from tests.tiny import compiled_once, tiny, trained  # noqa: F401
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path):
+def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(meta, "EPISODES", 2)
     result = trained(tiny("promp", "navigation", steps=1_600))
-    measured = meta.measure(result)
-    returns = np.asarray(result.evaluate().returns)[0]
-    assert returns.shape == (2, 100)
-    np.testing.assert_allclose(measured["returns"], returns.mean(axis=1), rtol=1e-6)
+    system: Any = result.config.system
+    shown = replace(result, config=replace(result.config, system=replace(system, shown_steps=2)))
+    measured = meta.measure(shown)
+    half, quarter = (np.array(measured["returns"][size]) for size in ("half", "quarter"))
+    np.testing.assert_array_equal(half[:2], quarter[:2])
+    assert half[2] != quarter[2]
+    more = replace(system, shown_steps=2, episodes=2, later_factor=0.25)
+    returns = np.asarray(replace(shown, config=replace(shown.config, system=more)).evaluate().returns)[0]
+    assert returns.shape == (3, 100)
+    np.testing.assert_allclose(quarter, returns.mean(axis=1), rtol=1e-6)
     assert measured["seconds_per_iteration"] > 0
     assert np.shape(measured["goals"]) == (meta.SHOWN_TASKS, 2)
-    assert [len(each) for each in measured["paths"]] == [2] * meta.SHOWN_TASKS
+    assert [len(each) for each in measured["paths"]] == [3] * meta.SHOWN_TASKS
     for goal, paths in zip(measured["goals"], measured["paths"], strict=True):
         for path in np.array(paths):
             assert path[0].tolist() == [0, 0]
             assert np.abs(np.diff(path, axis=0)).max() <= 0.1 + 2e-3
             assert len(path) == 101 or np.abs(path[-1] - goal).max() < 0.011
     *pictures, table = meta.navigation({"MAML": [measured] * 2, "other": [measured] * 2}, tmp_path, "fig")
-    assert [path.name for path in pictures] == ["fig.png", "fig-paths.png", "fig-paths.gif"]
+    assert [path.name for path in pictures] == ["fig-half.png", "fig-quarter.png", "fig-paths.png", "fig-paths.gif"]
     assert all(path.stat().st_size for path in pictures)
     with Image.open(pictures[-1]) as clip:
         assert clip.n_frames == 51
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["arm"], row["inner_steps"]) for row in rows] == [(arm, i) for arm in ("MAML", "other") for i in "01"]
-    assert float(rows[1]["mean_return"]) == pytest.approx(returns[1].mean(), abs=0.01)
+    told = [(row["later_steps"], row["arm"], row["inner_steps"]) for row in rows]
+    assert told == [(size, arm, i) for size in ("half", "quarter") for arm in ("MAML", "other") for i in "012"]
+    assert float(rows[-1]["mean_return"]) == pytest.approx(quarter[2], abs=0.01)
 
 
 def test_the_arms_of_maml_differ_in_their_inner_steps_alone_and_its_kin_in_the_method():

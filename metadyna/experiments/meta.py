@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ from metadyna.rollout import episode_lengths
 PUBLISHED = (-40.41, -11.68, -3.33, -3.23)
 """Return of MAML's navigation after 0 to 3 inner steps (Finn et al. 2017; means of the files kept in its code)."""
 
+EPISODES = 40
+"""Per task and inner step of an evaluation, as in the published ones."""
+
+FACTORS = {"half": 0.5, "quarter": 0.25}
+"""Steps after the first are that much of the first one's size; the published ones are half."""
+
 SHOWN_TASKS = 4
 
 
 def measure(result: run.Result) -> Measured:
-    """Of one seed: the mean return over all test tasks after each inner step, and some tasks' paths."""
+    """Of one seed: mean returns on all test tasks by inner step, for each size of the later ones; and some paths."""
     system: Any = result.config.system
-    returns = np.asarray(result.evaluate().returns)[0]
     params = jax.tree.map(lambda x: x[0], result.params)
     tasks = jax.tree.map(lambda x: x[:SHOWN_TASKS], result.program.tasks("test"))
     episodes = system.trial(params, result.program.collector, tasks, jax.random.key(result.config.seed))
@@ -31,10 +37,17 @@ def measure(result: run.Result) -> Measured:
     return {
         "steps": result.steps,
         "seconds_per_iteration": float(np.median(np.diff([row["time/seconds"] for row in rows]))) / result.config.chunk,
-        "returns": returns.mean(axis=1).tolist(),
+        "returns": {name: _returns(result, factor) for name, factor in FACTORS.items()},
         "goals": np.asarray(tasks.position).tolist(),
         "paths": [paths[i : i + len(episodes)] for i in range(0, len(paths), len(episodes))],
     }
+
+
+def _returns(result: run.Result, factor: float) -> list[float]:
+    system: Any = replace(result.config.system, episodes=EPISODES, later_factor=factor)
+    program = run.build(replace(result.config, system=system))
+    returns = np.asarray(program.evaluate(program.place(result.state)).returns)
+    return returns[0].mean(axis=1).tolist()
 
 
 def _path(episode: Any, task: int) -> list[list[float]]:
@@ -46,25 +59,29 @@ def _path(episode: Any, task: int) -> list[list[float]]:
 
 def navigation(records: Mapping[str, Sequence[Measured]], folder: Path, name: str) -> list[Path]:
     """Returns by inner step beside the published ones, paths of the first arm's first seed also as a clip, a table."""
-    curve, paths, clip, table = (folder / f"{name}{ending}" for ending in (".png", "-paths.png", "-paths.gif", ".csv"))
-    arms = {arm: np.array([one["returns"] for one in each]) for arm, each in records.items()}
-    count = next(iter(arms.values())).shape[1]
-    title, marks = "2-D navigation: return on goals never seen", {"published": PUBLISHED[:count]}
-    plot.lines(arms, range(count), curve, title, "inner gradient steps", "return", marks=marks)
+    paths, clip, table = (folder / f"{name}{ending}" for ending in ("-paths.png", "-paths.gif", ".csv"))
+    curves = {size: folder / f"{name}-{size}.png" for size in FACTORS}
+    returns = {size: {arm: np.array([r["returns"][size] for r in each]) for arm, each in records.items()}
+               for size in FACTORS}  # fmt: skip
+    for size, arms in returns.items():
+        count = next(iter(arms.values())).shape[1]
+        title = f"2-D navigation, goals never seen; later steps of {size} the size"
+        marks = {"published (half)": PUBLISHED[:count]}
+        plot.lines(arms, range(count), curves[size], title, "inner gradient steps", "return", marks=marks)
     first = next(iter(records.values()))[0]
     title = "An episode after 0, 1, 2, … inner steps, and the hidden goal"
     plot.paths(first["goals"], first["paths"], paths, title)
     plot.paths_clip(first["goals"], first["paths"], clip, title)
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(
-            ["arm", "inner_steps", "seeds", "mean_return", "low_95", "high_95", "seconds_per_iteration", "returns"]
-        )
-        for arm, values in arms.items():
-            seconds = np.mean([one["seconds_per_iteration"] for one in records[arm]])
-            for step, column in enumerate(values.T):
-                low, high = stats.bootstrap_interval(column, stats.mean)
-                listed = " ".join(f"{value:.2f}" for value in column)
-                numbers = [f"{number:.2f}" for number in (column.mean(), low, high, seconds)]
-                rows.writerow([arm, step, len(column), *numbers, listed])
-    return [curve, paths, clip, table]
+        header = "arm later_steps inner_steps seeds mean_return low_95 high_95 seconds_per_iteration returns"
+        rows.writerow(header.split())
+        for size, arms in returns.items():
+            for arm, values in arms.items():
+                seconds = np.mean([one["seconds_per_iteration"] for one in records[arm]])
+                for step, column in enumerate(values.T):
+                    low, high = stats.bootstrap_interval(column, stats.mean)
+                    listed = " ".join(f"{value:.2f}" for value in column)
+                    numbers = [f"{number:.2f}" for number in (column.mean(), low, high, seconds)]
+                    rows.writerow([arm, size, step, len(column), *numbers, listed])
+    return [*curves.values(), paths, clip, table]
