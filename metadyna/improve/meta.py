@@ -110,13 +110,16 @@ class MetaTRPO(MetaLearner):
     def step(self, meta: Meta, optimiser: Any, rounds: Rounds) -> tuple[Meta, Any, dict[str, Array]]:
         """One outer step."""
         last = rounds[-1]
-        old = jax.lax.stop_gradient(jax.vmap(over_steps)(self.adapted(meta, rounds)[-1], last.steps.obs))
 
-        def divergence(candidate: Meta) -> Array:
-            new = jax.vmap(over_steps)(self.adapted(candidate, rounds)[-1], last.steps.obs)
+        def says(candidate: Meta) -> tuple[Array, Array]:
+            return jax.vmap(over_steps)(self.adapted(candidate, rounds)[-1], last.steps.obs)
+
+        old = says(meta)
+
+        def kl(new: tuple[Array, Array]) -> Array:
             return jnp.mean(jax.vmap(masked_mean)(normal_kl(*old, *new), last.valid))
 
-        meta, told = self.trust.step(meta, lambda candidate: self.objective(candidate, rounds), divergence)
+        meta, told = self.trust.step(meta, lambda candidate: self.objective(candidate, rounds), kl, says)
         return meta, optimiser, told
 
     def objective(self, meta: Meta, rounds: Rounds) -> Float[Array, ""]:

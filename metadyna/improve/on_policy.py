@@ -108,12 +108,15 @@ def trust_region_step(
     settings: TRPO, policy: GaussianPolicy, data: Weighed
 ) -> tuple[GaussianPolicy, dict[str, Float[Array, ""]]]:
     """One step of TRPO on experience that was lived with this policy."""
-    old = jax.lax.stop_gradient(over_steps(policy, data.steps.obs))
+    old = over_steps(policy, data.steps.obs)
 
-    def kl(candidate: GaussianPolicy) -> Array:
-        return masked_mean(normal_kl(*old, *over_steps(candidate, data.steps.obs)), data.valid)
+    def says(candidate: GaussianPolicy) -> tuple[Array, Array]:
+        return over_steps(candidate, data.steps.obs)
 
-    policy, metrics = settings.step(policy, lambda candidate: surrogate(candidate, data), kl)
+    def kl(new: tuple[Array, Array]) -> Array:
+        return masked_mean(normal_kl(*old, *new), data.valid)
+
+    policy, metrics = settings.step(policy, lambda candidate: surrogate(candidate, data), kl, says)
     return policy, {**metrics, "entropy": jnp.mean(normal_entropy(old[1]))}
 
 

@@ -77,13 +77,16 @@ def test_the_direction_is_the_natural_gradient_of_a_policy():
     """O9 and more: a policy N(θ₀ o, e^θ₁) has Fisher matrix diag(mean o² / σ², 2), by calculus and by `jax.hessian`."""
     obs = jax.random.normal(KEY, (50, 1)) + 1
     start = jnp.array([0.7, -0.4])
-    slope = np.array([1.0, -3.0])  # of the surrogate
+    slope = np.array([1.0, -3.0], np.float32)  # of the surrogate
 
     def policy(w):
         return w[0] * obs, jnp.full_like(obs, w[1])
 
+    def kl_of(said):
+        return jnp.mean(normal_kl(*policy(start), *said))
+
     def kl(w):
-        return jnp.mean(normal_kl(*policy(start), *policy(w)))
+        return kl_of(policy(w))
 
     fisher = np.diag([float(jnp.mean(obs**2)) * np.exp(0.8), 2.0])
     np.testing.assert_allclose(jax.hessian(kl)(start), fisher, rtol=1e-5, atol=1e-5)
@@ -92,11 +95,12 @@ def test_the_direction_is_the_natural_gradient_of_a_policy():
         natural = np.linalg.solve(damped, slope)
         step = natural * np.sqrt(2e-4 / (slope @ natural))
         settings = TRPO(max_kl=1e-4, damping=damping)
-        step_once = jax.jit(lambda w, settings=settings: settings.step(w, lambda w: w @ jnp.array([1.0, -3.0]), kl))
-        weights, metrics = step_once(start)
-        shrunk = 0.8 ** float(metrics["backtracks"])
-        assert shrunk > 0.5
-        np.testing.assert_allclose(weights - start, shrunk * step, rtol=2e-3)
+        for divergence in ((kl,), (kl_of, policy)):  # of the weights, or of what the policy says
+            weights, metrics = jax.jit(lambda w, d=divergence, s=settings: s.step(w, lambda w: w @ slope, *d))(start)
+            shrunk = 0.8 ** float(metrics["backtracks"])
+            assert shrunk > 0.5
+            np.testing.assert_allclose(weights - start, shrunk * step, rtol=2e-3)
+            assert metrics["kl"] == pytest.approx(float(kl(weights)), rel=1e-3)
 
 
 # --- a policy on random data
