@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from metadyna.adapt.gradient import GradientSteps
 from metadyna.config import Config
@@ -220,8 +221,11 @@ GMAS_QUICK = replace(GMAS_FAST, steps=20_000, eval_every=5_000)
 
 _NAVIGATION = GradientSteps(rate=0.5)
 
+_AS_MAML: Any = {"widths": (100, 100), "activation": "relu", "tasks": 20}
+"""The policy's network and tasks per iteration as in MAML's code."""
+
 MAML_NAVIGATION = Config(
-    system=MAML(learner=MetaTRPO(_NAVIGATION), widths=(100, 100), activation="relu", tasks=20),
+    system=MAML(learner=MetaTRPO(_NAVIGATION), **_AS_MAML),
     task="navigation",
     steps=8_000_000,
     chunk=5,
@@ -231,11 +235,9 @@ MAML_NAVIGATION = Config(
 
 EMAML_NAVIGATION = replace(
     MAML_NAVIGATION,
-    system=EMAML(learner=MetaTRPO(_NAVIGATION, credit=True), widths=(100, 100), activation="relu", tasks=20),
+    system=EMAML(learner=MetaTRPO(_NAVIGATION, credit=True), **_AS_MAML),
 )
-PROMP_NAVIGATION = replace(
-    MAML_NAVIGATION, system=ProMP(learner=MetaPPO(_NAVIGATION), widths=(100, 100), activation="relu", tasks=20)
-)
+PROMP_NAVIGATION = replace(MAML_NAVIGATION, system=ProMP(learner=MetaPPO(_NAVIGATION), **_AS_MAML))
 
 MBMPO_QUICK = Config(
     system=MBMPO(
@@ -284,7 +286,7 @@ instead of 4,000, and networks of 2 x 200 units instead of 2 x 512."""
 
 MAML_CHEETAH = replace(
     MAML_NAVIGATION,
-    system=MAML(learner=MetaTRPO(GradientSteps(rate=0.1)), widths=(100, 100), tasks=20),
+    system=MAML(learner=MetaTRPO(GradientSteps(rate=0.1)), **_AS_MAML),
     task="half-cheetah-direction",
     steps=16_000_000,
     chunk=1,
