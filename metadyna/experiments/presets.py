@@ -222,7 +222,7 @@ GMAS_QUICK = replace(GMAS_FAST, steps=20_000, eval_every=5_000)
 _NAVIGATION = GradientSteps(rate=0.5)
 
 _AS_MAML: Any = {"widths": (100, 100), "activation": "relu", "tasks": 20}
-"""The policy's network and tasks per iteration as in MAML's code."""
+"""The policy's network as in MAML's code, and tasks per iteration as in its stored navigation."""
 
 MAML_NAVIGATION = Config(
     system=MAML(learner=MetaTRPO(_NAVIGATION), **_AS_MAML),
