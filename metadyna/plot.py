@@ -177,23 +177,26 @@ def panels(
 ) -> None:
     """Draw small curves into one file: by (row, column), the steps of each arm and its values there.
 
-    Lines and bands as in `learning_curves`, without the seeds; one scale for all. A single point has a whisker.
+    Lines and bands as in `learning_curves`, without the seeds; one scale for all. A single point has a whisker, and stands
+    a little before those of the arms that follow.
     """
     rows, columns = ([*dict.fromkeys(names)] for names in zip(*grid, strict=True))
     figure = Figure(figsize=(2.3 * len(columns) + 0.6, 2.1 * len(rows) + 0.8), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
     names = [*dict.fromkeys(name for arms in grid.values() for name in arms)]
+    apart = 0.04 * max(steps[-1] - steps[0] for arms in grid.values() for steps, _ in arms.values())
     lines = {}
     for (row, column), arms in grid.items():
         panel = axes[rows.index(row), columns.index(column)]
         _plain(panel)
         panel.set_title(f"{row}, {column}", loc="left", fontsize=_FONT_SIZE - 1, color=_INK)
-        for name, (steps, values) in arms.items():
+        for after, (name, (steps, values)) in zip(reversed(range(len(arms))), arms.items(), strict=True):
             colour = PALETTE[names.index(name) % len(PALETTE)]
             low, high = stats.bootstrap_band(values)
             if len(steps) == 1:
-                panel.plot(steps, values.mean(axis=0), "o", color=colour, markersize=4)
-                panel.vlines(steps, low, high, color=colour, linewidth=1.6)
+                beside = [steps[0] - apart * after]
+                panel.plot(beside, values.mean(axis=0), "o", color=colour, markersize=4)
+                panel.vlines(beside, low, high, color=colour, linewidth=1.6)
                 continue
             label = f"{name} ({_count(len(values))})"
             lines[label] = panel.plot(steps, values.mean(axis=0), color=colour, linewidth=1.6)[0]
