@@ -177,8 +177,8 @@ def panels(
 ) -> None:
     """Draw small curves into one file: by (row, column), the steps of each arm and its values there.
 
-    Lines and bands as in `learning_curves`, without the seeds; one scale for all. A single point has a whisker, and stands
-    a little before those of the arms that follow.
+    Lines and bands as in `learning_curves`, without the seeds; one scale for all. A single point has a whisker, and
+    stands a little before those of the arms that follow.
     """
     rows, columns = ([*dict.fromkeys(names)] for names in zip(*grid, strict=True))
     figure = Figure(figsize=(2.3 * len(columns) + 0.6, 2.1 * len(rows) + 0.8), layout="constrained")
