@@ -4,11 +4,13 @@ import csv
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from metadyna.experiments import figures, meta
+from metadyna.rollout import episode_returns
 from tests.tiny import compiled_once, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -24,9 +26,11 @@ def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path, monkeypatc
     np.testing.assert_array_equal(half[:2], quarter[:2])
     assert half[2] != quarter[2]
     more = replace(system, shown_steps=2, episodes=2, later_factor=0.25)
-    returns = np.asarray(replace(shown, config=replace(shown.config, system=more)).evaluate().returns)[0]
-    assert returns.shape == (3, 100)
-    np.testing.assert_allclose(quarter, returns.mean(axis=1), rtol=1e-6)
+    tasks, params = result.program.tasks("test"), jax.tree.map(lambda x: x[0], result.params)
+    rounds = more.adaptation(params, result.program.collector, tasks, jax.random.key(result.config.seed))
+    returns = [np.asarray(episode_returns(lived)) for lived in rounds]
+    assert [each.shape for each in returns] == [(100, 2)] * 3
+    np.testing.assert_allclose(quarter, [each.mean() for each in returns], rtol=1e-6)
     assert measured["seconds_per_iteration"] > 0
     assert np.shape(measured["goals"]) == (meta.SHOWN_TASKS, 2)
     assert [len(each) for each in measured["paths"]] == [3] * meta.SHOWN_TASKS

@@ -12,7 +12,7 @@ import numpy as np
 
 from metadyna import plot, run, stats
 from metadyna.experiments.records import Measured
-from metadyna.rollout import episode_lengths
+from metadyna.rollout import episode_lengths, episode_returns
 
 PUBLISHED = (-40.41, -11.68, -3.33, -3.23)
 """Return of MAML's navigation after 0 to 3 inner steps (Finn et al. 2017; means of the files kept in its code)."""
@@ -44,10 +44,12 @@ def measure(result: run.Result) -> Measured:
 
 
 def _returns(result: run.Result, factor: float) -> list[float]:
+    """Mean return of 40 episodes of every test task, by inner step."""
     system: Any = replace(result.config.system, episodes=EPISODES, later_factor=factor)
-    program = run.build(replace(result.config, system=system))
-    returns = np.asarray(program.evaluate(program.place(result.state)).returns)
-    return returns[0].mean(axis=1).tolist()
+    params = jax.tree.map(lambda x: x[0], result.params)
+    key = jax.random.key(result.config.seed)
+    rounds = system.adaptation(params, result.program.collector, result.program.tasks("test"), key)
+    return [float(jnp.mean(episode_returns(lived))) for lived in rounds]
 
 
 def _path(episode: Any, task: int) -> list[list[float]]:

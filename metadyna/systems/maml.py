@@ -16,7 +16,8 @@ Names: α `learner.inner.rate`, M `tasks`, N `episodes`, η `learner.kl_weight`.
 Differences from the papers: the ratio of the inner surrogate is to the probabilities noted while acting, as in ProMP's
 code. What an episode pays ends with its last step; the baseline, linear in features of observation and time, is
 fitted to each task's sample alone. Evaluation acts as training does, by drawing actions, and takes half the step size
-after its first step, unless training has more, as in the published evaluations.
+after its first step, unless training has more, as in the published evaluations. The policy's last layer is drawn small,
+and log standard deviations stay in [-5, 2].
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from metadyna.adapt.gradient import Meta
+from metadyna.errors import UserError
 from metadyna.gaussian_policy import Activation, GaussianPolicy, practise
 from metadyna.improve.meta import MetaPPO, MetaTRPO, Rounds
 from metadyna.improve.on_policy import Weighed
@@ -115,10 +117,16 @@ class MAML:
 
     def trial(self, params: Meta, collector: Collector, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
         """An episode of each task before and after every inner step, the first of those that the next step is on."""
+        return tuple(
+            jax.tree.map(lambda x: x[:, :, 0], lived) for lived in self.adaptation(params, collector, tasks, key)
+        )
+
+    def adaptation(self, params: Meta, collector: Collector, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
+        """All episodes [T, M, N] of each task before and after every inner step of an evaluation."""
         policies, shown = self.learner.copies(params, jax.tree.leaves(tasks)[0].shape[0]), []
         for number, k_round in enumerate(jax.random.split(key, self.shown_steps + 1)):
             lived = collector.episodes_of_each(practise, policies, tasks, self.episodes, k_round)
-            shown.append(jax.tree.map(lambda x: x[:, :, 0], lived._replace(extras=())))
+            shown.append(lived._replace(extras=()))
             if number < self.shown_steps:
                 factor = 1.0 if number < max(1, self.learner.inner.steps) else self.later_factor
                 policies = self._adapt(params, policies, self._weigh(lived)[0], number, factor)
@@ -150,7 +158,12 @@ class EMAML(MAML):
     """E-MAML: the pre-update policy is credited with what its sample led to (Stadie et al. 2018, arXiv 1803.01118)."""
 
     learner: MetaTRPO | MetaPPO = MetaTRPO(credit=True)
-    """The adaptation and the outer step."""
+    """The adaptation and the outer step, which must have `credit`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.learner, MetaTRPO) and self.learner.credit):
+            raise UserError("EMAML.learner must be a MetaTRPO with credit = True; what has none is MAML")
 
 
 @dataclass(frozen=True)

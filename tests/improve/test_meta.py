@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from metadyna.adapt.gradient import GradientSteps
-from metadyna.dists import normal_log_prob
+from metadyna.dists import normal_kl, normal_log_prob
 from metadyna.envs import make
 from metadyna.gaussian_policy import GaussianPolicy, practise
 from metadyna.improve import meta as module
@@ -195,3 +195,36 @@ def test_proximal_steps_stop_where_ratios_are_clipped():
     moved = np.abs(ravel_pytree(after.weights)[0] - ravel_pytree(meta.weights)[0])
     assert moved.max() == pytest.approx(3e-3, rel=0.05)  # Adam: the step size in every update, at first
     assert told["inner_kl"] >= 0
+
+
+def test_straying_from_the_policy_that_sampled_has_its_price():
+    meta, _, rounds = lived(LEARNER)
+    free, dear = (stepped(MetaPPO(INNER, kl_weight=weight, updates=20), meta, rounds)[2] for weight in (0.0, 1e3))
+    assert 0 < dear["inner_kl"] < 0.1 * free["inner_kl"]
+    assert dear["surrogate_gain"] < free["surrogate_gain"]
+
+
+def test_the_outer_step_goes_along_the_natural_gradient_through_the_inner_step():
+    """Reference card of MB-MPO, O9: F is the Hessian of KL(π_old || π_θ'(θ)) with respect to θ."""
+    learner = MetaTRPO(INNER, trust=TRPO(damping=0.1, cg_iterations=40))
+    meta, policies, rounds = lived(learner, width=2)
+    start, objective = flat(learner, meta, rounds)
+    _, unravel = ravel_pytree(meta)
+    data = rounds[-1]
+
+    def kl(vector):
+        said = [
+            jax.vmap(over_steps)(each, data.steps.obs)
+            for each in (policies, learner.adapted(unravel(vector), rounds)[-1])
+        ]
+        return jnp.mean(jax.vmap(masked_mean)(normal_kl(*said[0], *said[1]), data.valid))
+
+    fisher, slope = jax.jit(jax.hessian(kl))(start), jax.jit(jax.grad(objective))(start)
+    assert np.linalg.eigvalsh(fisher)[-1] > 0.1  # so that it matters beside the damping
+    natural = np.linalg.solve(fisher + 0.1 * np.eye(start.size), slope)
+    moved, _, told = stepped(learner, meta, rounds)
+    way = np.asarray(ravel_pytree(moved)[0] - start)
+    assert told["rejected"] == 0
+    assert natural @ way / np.linalg.norm(natural) / np.linalg.norm(way) == pytest.approx(1, abs=1e-3)
+    longest = np.sqrt(2 * learner.trust.max_kl / (natural @ slope)) * natural
+    assert np.linalg.norm(way) == pytest.approx(np.linalg.norm(longest) * 0.8 ** float(told["backtracks"]), rel=1e-2)

@@ -1,21 +1,70 @@
-"""MAML: how an evaluation adapts."""
+"""MAML: who lives in training, and how an evaluation adapts."""
 
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from metadyna.adapt.gradient import GradientSteps
 from metadyna.envs import make
-from metadyna.improve.meta import MetaTRPO
-from metadyna.rollout import DeviceCollector
-from metadyna.systems.maml import MAML
+from metadyna.errors import UserError
+from metadyna.improve.meta import MetaPPO, MetaTRPO
+from metadyna.rollout import DeviceCollector, valid_steps
+from metadyna.systems.maml import EMAML, MAML, ProMP
 
 KEY = jax.random.key(0)
 FAMILY = make("navigation")
 COLLECTOR = DeviceCollector(replace(FAMILY.env, horizon=12), FAMILY.train)
 SMALL = MAML(MetaTRPO(GradientSteps(rate=0.3)), widths=(4,), tasks=3, episodes=4)
+
+
+class Watching(DeviceCollector):
+    """A collector that remembers who lived where."""
+
+    def __init__(self):
+        super().__init__(COLLECTOR.env, COLLECTOR.tasks)
+        self.seen = []
+
+    def episodes_of_each(self, act, params, tasks, count, key):
+        lived = super().episodes_of_each(act, params, tasks, count, key)
+        self.seen.append((params, tasks, lived))
+        return lived
+
+
+def test_every_round_is_lived_by_the_policies_that_the_round_before_led_to():
+    system = replace(SMALL, learner=MetaTRPO(GradientSteps(rate=0.3, steps=2)))
+    state = system.init(COLLECTOR, KEY)
+    collector = Watching()
+    after, _ = system.iterate(state, collector, KEY)
+    policies, tasks, rounds = zip(*collector.seen, strict=True)
+    assert len(rounds) == 3
+    expected = system.learner.copies(state.meta, 3)
+    for number, lived in enumerate(rounds):
+        same(policies[number], expected, rtol=1e-4, atol=1e-5)
+        same(tasks[number], tasks[0])
+        expected = system.learner.adapt(state.meta, expected, system.learner.weigh(lived), number)
+    assert len(np.unique(tasks[0].position)) == 6
+    assert not np.array_equal(rounds[0].action, rounds[1].action)
+    assert after.steps == sum(valid_steps(lived.last).sum() for lived in rounds)
+    # and the outer step is on these rounds
+    told = system.learner.step(state.meta, state.optimiser, tuple(system.learner.weigh(lived) for lived in rounds))
+    same(after.meta, told[0], rtol=0.02, atol=1e-3)  # conjugate gradients in float32
+    moved = jax.tree.map(lambda x, y: jnp.abs(x - y).max(), after.meta.weights, state.meta.weights)
+    assert max(jax.tree.leaves(moved)) > 0.02
+
+
+def same(one, other, rtol=0.0, atol=0.0):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), one, other)
+
+
+def test_e_maml_without_credit_is_refused():
+    assert EMAML().learner.credit
+    assert ProMP(learner=MetaTRPO()).learner == MetaTRPO()
+    for learner in (MetaTRPO(), MetaPPO()):
+        with pytest.raises(UserError, match=r"EMAML\.learner must be a MetaTRPO with credit = True"):
+            EMAML(learner=learner)
 
 
 def test_an_evaluation_adapts_to_every_task_from_the_same_start():
@@ -25,6 +74,10 @@ def test_an_evaluation_adapts_to_every_task_from_the_same_start():
     meta = SMALL.init(COLLECTOR, KEY).meta
     shown = jax.jit(lambda meta: SMALL.trial(meta, COLLECTOR, tasks, KEY))(meta)
     assert [episode.reward.shape for episode in shown] == [(12, 5)] * 4
+    whole = jax.jit(lambda meta: SMALL.adaptation(meta, COLLECTOR, tasks, KEY))(meta)
+    assert [lived.reward.shape for lived in whole] == [(12, 5, 4)] * 4
+    for episode, lived in zip(shown, whole, strict=True):
+        np.testing.assert_array_equal(episode.action, lived.action[:, :, 0])
     still = meta._replace(rates=jax.tree.map(lambda rate: 0 * rate, meta.rates))
     kept = jax.jit(lambda meta: SMALL.trial(meta, COLLECTOR, tasks, KEY))(still)
     np.testing.assert_array_equal(kept[0].action, shown[0].action)

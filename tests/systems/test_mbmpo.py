@@ -75,6 +75,33 @@ def test_the_policies_to_live_with_are_those_that_adapt_or_the_initial_one():
     assert (moved(state, after) == 0).all()
 
 
+class Watching(DeviceCollector):
+    """A collector that remembers who lived."""
+
+    def episodes_of_each(self, act, params, tasks, count, key):
+        self.seen = params
+        return super().episodes_of_each(act, params, tasks, count, key)
+
+
+def test_the_policies_to_live_with_live_once_the_random_steps_are_over():
+    state = jax.jit(lambda key: SMALL.init(COLLECTOR, key))(KEY)
+    state = state._replace(
+        policies=jax.tree.map(lambda x: x + jnp.arange(2).reshape(2, *(1,) * (x.ndim - 1)), state.policies)
+    )
+    for steps, random in ((SMALL.warmup - 1, True), (SMALL.warmup, False)):
+        collector = Watching(FAMILY.env, FAMILY.train)
+        after, _ = SMALL.iterate(state._replace(steps=jnp.int32(steps)), collector, KEY)
+        assert collector.seen.random.tolist() == [random] * 2
+        jax.tree.map(np.testing.assert_array_equal, collector.seen.policy, state.policies)
+        assert after.real.added == after.steps - steps > 0
+        assert after.starts.added == 2
+
+
+def test_a_buffer_too_small_for_an_iteration_is_refused():
+    with pytest.raises(UserError, match="capacity"):
+        MBMPO(tasks=5, collect=2, capacity=9)
+
+
 def test_nothing_is_learnt_before_the_random_steps_are_over():
     state = jax.jit(lambda key: SMALL.init(COLLECTOR, key))(KEY)
     early, told = BOLD._meta_learn(WORLD, state._replace(steps=jnp.int32(19)), KEY)
