@@ -62,7 +62,8 @@ class ModelError:
     """Depths count less where the model has been wrong: by a softmax of −Ŵ_d(x, a) / T (a proposal of the text).
 
     Ŵ_d, the squared error that d imagined steps add up to, is learnt by temporal differences (after AdaMVE, Xiao et
-    al. 2019, arXiv 1912.11206): Ŵ_d(x, a) = ‖x + τ(x, a) − e(s')‖² + Ŵ_{d−1}(e(s'), a*), Ŵ_0 = 0.
+    al. 2019, arXiv 1912.11206): Ŵ_d(x, a) = ‖x + τ(x, a) − e(s')‖² + Ŵ_{d−1}(e(s'), a*), Ŵ_0 = 0. Such sums grow with
+    d; where what is learnt does not, yet, a depth counts as wrong as the worst of the shallower ones.
     """
 
     temperature: float = 0.1
@@ -239,7 +240,7 @@ class GMAS:
         """How much each depth counts, adding up to 1."""
         depths = jnp.arange(self.depth + 1)
         if isinstance(self.weighting, ModelError) and errors is not None:
-            wrong = jax.vmap(errors.weights)(x, action)
+            wrong = jax.lax.cummax(jax.vmap(errors.weights)(x, action), axis=1)
             return jax.lax.stop_gradient(jax.nn.softmax(-wrong / self.weighting.temperature, axis=1))
         rate = self.weighting.rate if isinstance(self.weighting, FarDiscount) else 1.0
         weights = jnp.float32(rate) ** depths
