@@ -119,16 +119,17 @@ def write(name: str, task: str, transitions: Transition, *, seed: int, time_limi
         ) from error
 
 
-def read(name: str, spec: EnvSpec) -> Transition:
+def read(name: str, spec: EnvSpec, env: Env | None = None) -> Transition:
     """Every transition of a local data set, episode after episode, as numpy arrays [N, ...].
 
     Observations have the type of `spec` (int32 where it is discrete), a single discrete action is an int32 number,
     `discount` is 0 where the MDP terminated, and `last` marks the end of each episode. Raises `UserError` if there is
-    no such data set, if it is of other spaces than `spec`, and if it is damaged as far as that can be noticed: in
-    those that `write` made, every changed bit of a transition can.
+    no such data set, if it is of other spaces than `spec`, if `write` made it of a task of another kind than `env`, and
+    if it is damaged as far as that can be noticed: in those that `write` made, every changed bit of a transition can.
     """
     dataset, episodes = _load(name)
     _refuse_other_spaces(name, dataset, spec)
+    _refuse_other_kind(name, dataset, env)
     checked = [
         _checked(_transitions(episode, f"{name}, episode {number}"), spec, f"{name}, episode {number}")
         for number, episode in enumerate(episodes)
@@ -333,6 +334,16 @@ def _refuse_other_spaces(name: str, dataset: Any, spec: EnvSpec) -> None:
         if not same(space, wanted, bounds=what == "actions"):
             declared = " ".join(str(space).split())  # numpy breaks lines
             raise UserError(f"the {what} of {name} are {declared}, but this task's are {wanted}; choose another set")
+
+
+def _refuse_other_kind(name: str, dataset: Any, env: Env | None) -> None:
+    """Two tasks may look alike and differ in what they pay and where actions lead."""
+    task = dataset.storage.metadata.get("task")
+    if env is None or not isinstance(task, str) or task not in envs.TASKS:
+        return
+    made, wanted = type(envs.make(task).env), type(env)
+    if made is not wanted:
+        raise UserError(f"{name} was made of {task} ({made.__name__}), not of a {wanted.__name__}; choose another set")
 
 
 def _sizes(space: Any) -> tuple[int, ...] | None:

@@ -21,7 +21,7 @@ class Gathering:
     time_limit: int | None = None
     """Longest episode while gathering, in steps; None: episodes end only where the MDP does."""
     dataset: str | None = None
-    """Id of a Minari data set to learn from instead; `metadyna collect` makes one."""
+    """Id of a Minari data set to learn from instead of the two above; `metadyna collect` makes one."""
 
     def __post_init__(self) -> None:
         check_ranges(self, transitions="[1, 100000000]")
@@ -31,7 +31,7 @@ class Gathering:
     def load(self, collector: Collector, key: PRNGKeyArray) -> Transition:
         """The transitions, [N, ...]; `UserError` where there are none to be had."""
         if self.dataset is not None:
-            return jax.tree.map(jnp.asarray, _read(self.dataset, collector.env.spec))
+            return jax.tree.map(jnp.asarray, _read(self.dataset, collector.env.spec, collector.env))
         return random_transitions(collector.env, collector.tasks, self.transitions, key, self.time_limit)
 
 

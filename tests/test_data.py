@@ -20,6 +20,8 @@ from minari.data_collector import EpisodeBuffer
 from metadyna import cli, data, envs
 from metadyna.envs.control import OneTask
 from metadyna.errors import UserError
+from metadyna.gathering import Gathering
+from metadyna.rollout import DeviceCollector
 from metadyna.types import Box, Discrete, EnvSpec, Family, TimeStep, Transition
 from tests.tiny import compiled_once  # noqa: F401
 
@@ -460,6 +462,19 @@ def test_other_tasks_are_refused(root):
     line = f"{NAME}, episode 0: observations are not all in Box(shape=(8, 8), low=0.0, high=1.0, dtype='uint8')"
     assert told(NAME, replace(observed, high=1.0), acted) == line
     assert data.read(NAME, EnvSpec(replace(observed, high=3.0), acted, 5)).obs.max() == 2
+
+
+def test_a_task_that_only_looks_alike_is_refused(root):
+    data.collect("simple-maze", "test/rooms-v0", steps=30)
+    data.collect("labyrinth-reachable", "test/mazes-v0", steps=30)
+    labyrinth = envs.make("labyrinth").env
+    line = "test/rooms-v0 was made of simple-maze (SimpleMaze), not of a Labyrinth; choose another set"
+    assert refused(data.read, "test/rooms-v0", labyrinth.spec, labyrinth) == line
+    rows = data.read("test/mazes-v0", labyrinth.spec, labyrinth)
+    assert rows.reward.shape == (30,)
+    assert len(data.read("test/rooms-v0", labyrinth.spec).reward) == 30  # who asks for nothing is told nothing
+    gathering = Gathering(dataset="test/rooms-v0")
+    assert refused(gathering.load, DeviceCollector(labyrinth, OneTask()), jax.random.key(0)) == line
 
 
 def edit(path, field, change):
