@@ -114,7 +114,9 @@ def test_a_measurement_is_made_once_per_seed_drawn_and_tabulated(x, tmp_path):
 def test_a_measurement_with_other_settings_is_refused(tmp_path):
     measurement = Measurement("squares", "Squares", Squares(), 2, "value")
     figures.reproduce(measurement, tmp_path)
-    with pytest.raises(UserError, match=r"was measured with Squares\(scale=1.0\), not Squares\(scale=2.0\)"):
+    with pytest.raises(
+        UserError, match=r"with other settings \(Squares\(scale=1.0\) -> Squares\(scale=2.0\)\); remove it"
+    ):
         figures.reproduce(replace(measurement, measure=Squares(2.0)), tmp_path)
 
 
@@ -162,7 +164,7 @@ def test_a_study_needs_records_and_no_runs_to_be_drawn_again(tmp_path, monkeypat
     figures.reproduce(replace(STUDY, name="other", runs_of="study"), tmp_path)
     assert reports[1] == ("other", records)
     changed = replace(STUDY, arms={"second": replace(ARM, chunk=7)})
-    with pytest.raises(UserError, match="was measured with"):
+    with pytest.raises(UserError, match=r"was measured with other settings \(chunk: 6 -> 7\); remove it"):
         figures.reproduce(changed, tmp_path)
 
 

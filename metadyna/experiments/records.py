@@ -78,5 +78,15 @@ def kept(place: Path, seed: int, settings: Any, find: Callable[[], Measured]) ->
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{place} is damaged; remove it to measure again") from None
     if before != settings:
-        raise UserError(f"{place} was measured with {before}, not {settings}; remove it to measure again")
+        differing = "; ".join(_differences(before, settings))
+        raise UserError(f"{place} was measured with other settings ({differing}); remove it to measure again")
     return found
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """One phrase per setting: `name: before -> now`."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [f"{name}: {before} -> {now}".removeprefix(": ")] if before != now else []
+    keys = dict.fromkeys([*before, *now])
+    each = ((key, before.get(key, "nothing"), now.get(key, "nothing")) for key in keys)
+    return [line for key, old, new in each for line in _differences(old, new, f"{name}.{key}".removeprefix("."))]
