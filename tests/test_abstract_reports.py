@@ -1,13 +1,20 @@
 """Reports on CRAR and GMAS, and clips of what they see, from runs as small as they can be."""
 
 import csv
+from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metadyna import clip, draw_abstract
 from metadyna.envs import make
 from metadyna.experiments import abstract
+from metadyna.models.abstract import Abstract, Encoder
+from metadyna.nets import MLP, ConvNet, Linear
+from metadyna.planning.act import TreeActing
+from metadyna.types import Transition
 from tests.tiny import compiled_once, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -25,13 +32,20 @@ def read(path):
 
 def test_scores_are_those_of_the_last_evaluation_and_more(monkeypatch):
     monkeypatch.setattr(abstract, "DEPTHS", (1,))
-    run = result()
+    run = trained(tiny("crar", "catcher"))
     measured = abstract.measure(run)
     (depth,) = run.config.system.acting.depths
     assert depth == 0
     last = float(np.mean(run.evaluate().returns))
     assert measured["scores"]["depth 0, epsilon 0.1"] == measured["curve"]["depth 0"][-1] == pytest.approx(last)
     assert set(measured["scores"]) == {"depth 0, epsilon 0.1", "depth 1, epsilon 0.1", "depth 0, epsilon 0"}
+    for cell, acting in (
+        ("depth 1, epsilon 0.1", TreeActing((1,), epsilon=0.1)),
+        ("depth 0, epsilon 0", TreeActing((0,), epsilon=0.0)),
+    ):
+        other = replace(run, config=replace(run.config, system=replace(run.config.system, acting=acting)))
+        assert measured["scores"][cell] == pytest.approx(float(np.mean(other.evaluate().returns)))
+    assert len(set(measured["scores"].values())) > 1
     assert measured["updates"] == measured["curve"]["updates"][-1] == run.steps
     assert measured["minutes"] >= 0
 
@@ -58,6 +72,7 @@ def test_scores_and_leads_are_tabulated_by_arm_and_cell(tmp_path, monkeypatch):
     assert len(scores) == len(read(table)) == 4 * 6
     assert scores["CRAR", "last", "0", "0.1"]["returns"] == "-3.000 -1.000"
     assert float(scores["CRAR", "last", "0", "0.1"]["mean_return"]) == -2
+    assert float(scores["CRAR", "last", "0", "0.1"]["normalised_score"]) == pytest.approx(3 / 6.8625, abs=1e-3)
     assert scores["L2 1", "mean of the curve", "3", "0.1"]["returns"] == "1.000 1.000"  # of 0 and 2
 
     found = {(row["arm"], row["over"], row["when"], row["depth"], row["epsilon"]): row for row in read(leads)}
@@ -94,6 +109,28 @@ def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(tmp_path):
     assert by_depth["model-error", 0] == by_depth["plan-gap", 0] == 0
     assert by_depth["model-error", 5] > 0
     assert by_depth["plan-gap", 1] > 0
+
+
+def test_an_imagined_walk_is_compared_within_an_episode(monkeypatch):
+    """A model that is right about every step, on a walk whose episodes, of 5 to 12 steps, begin far from each other."""
+    lengths = np.random.default_rng(0).integers(5, 13, size=250)
+    last = np.zeros(2_000, bool)
+    last[np.cumsum(lengths)[np.cumsum(lengths) <= 2_000] - 1] = True
+    number, steps = np.concatenate([[0], np.cumsum(last)[:-1]]), np.arange(2_000)
+    obs = jnp.asarray(np.stack([steps, 1_000 * number], axis=1), jnp.float32)
+    walk = Transition(obs, jnp.zeros(2_000, int), None, None, obs + jnp.array([[1.0, 0.0]]), jnp.asarray(last))
+    monkeypatch.setattr(abstract, "random_transitions", lambda *_: walk)
+    monkeypatch.setattr(abstract, "sight", lambda _: lambda encoder, obs: obs)
+    plain = MLP((Linear(jnp.zeros((4, 1)), jnp.zeros(1)),), jnp.tanh)
+    ahead = MLP((Linear(jnp.zeros((4, 2)), jnp.array([1.0, 0.0])),), jnp.tanh)
+    value = MLP((Linear(jnp.eye(2), jnp.zeros(2)),), jnp.tanh)
+    model = Abstract(Encoder(ConvNet((), (), jnp.tanh, False), value), ahead, plain, plain, value, 2)
+    family = make("simple-maze")
+    told = abstract.depth_report(model, family, jax.random.key(0))
+    np.testing.assert_array_equal(told["model-error"], 0)
+    wrong = replace(model, change=MLP((Linear(jnp.zeros((4, 2)), jnp.array([2.0, 0.0])),), jnp.tanh))
+    errors = np.asarray(abstract.depth_report(wrong, family, jax.random.key(0))["model-error"])
+    np.testing.assert_allclose(errors / errors[1], np.arange(6), rtol=1e-4)  # one unit further off with every step
 
 
 def test_portraits_show_every_state(tmp_path):

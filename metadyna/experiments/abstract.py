@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from metadyna import plot, run, stats
 from metadyna.data import random_transitions
 from metadyna.envs.catcher import SIDE, Catcher
-from metadyna.envs.maze import SimpleMaze
+from metadyna.envs.labyrinths import Mazes
+from metadyna.envs.maze import Labyrinth, SimpleMaze
+from metadyna.envs.maze_references import normalised, optimal_return
 from metadyna.experiments.records import Measured
 from metadyna.improve.slopes import distance
 from metadyna.models.abstract import Abstract
@@ -114,10 +116,11 @@ def _tabulate(records: Records, folder: Path, name: str) -> list[Path]:
     where = ["arm", "when", "depth", "epsilon", "seeds"]
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow([*where, "mean_return", "low_95", "high_95", "returns"])
+        rows.writerow([*where, "mean_return", "low_95", "high_95", "normalised_score", "returns"])
         for arm, cells in scored.items():
             for cell, scores in cells.items():
-                numbers = np.mean(scores), *stats.bootstrap_interval(scores, stats.mean)
+                numbers = [np.mean(scores), *stats.bootstrap_interval(scores, stats.mean)]
+                numbers.append(_normalised(numbers[0]))
                 rows.writerow([arm, *cell, len(scores), *(f"{number:.3f}" for number in numbers), _listed(scores)])
     baseline = next(iter(records))
     pairs = [(arm, baseline) for arm in records if arm != baseline]
@@ -132,6 +135,18 @@ def _tabulate(records: Records, folder: Path, name: str) -> list[Path]:
                 listed = _listed(np.subtract(*two))
                 rows.writerow([arm, other, *cell, len(two[0]), *(f"{number:.3f}" for number in numbers), listed])
     return [table, leads]
+
+
+def _normalised(mean_return: float) -> float:
+    """Where a mean over the labyrinths' test tasks lies between finding nothing (0) and the shortest tours (1)."""
+    return float(np.asarray(normalised(Labyrinth(), mean_return, _shortest_tours())))
+
+
+@functools.cache
+def _shortest_tours() -> float:
+    """Mean return over the test tasks of the figures."""
+    tours = functools.partial(optimal_return, Labyrinth())
+    return float(jnp.mean(jax.vmap(tours)(Mazes("published", "test").enumerate())))
 
 
 def _scores(each: Sequence[Measured]) -> dict[Cell, Sequence[float]]:
