@@ -21,7 +21,7 @@ from metadyna.planning.mpc import MPC
 from metadyna.search.cem import CEM
 from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
-from metadyna.systems.gmas import GMAS
+from metadyna.systems.gmas import GMAS, FarDiscount, ModelError
 from metadyna.systems.maml import EMAML, MAML, ProMP
 from metadyna.systems.mbmpo import MBMPO
 from metadyna.systems.mbpo import MBPO
@@ -219,6 +219,15 @@ GMAS_FAST = replace(CRAR_FAST, system=GMAS(learning=_JOINT, data=_FEW, acting=_D
 GMAS_QUICK = replace(GMAS_FAST, steps=20_000, eval_every=5_000)
 """Minutes."""
 
+GMAS_FAR_DISCOUNT = replace(GMAS_FAST, system=replace(GMAS_FAST.system, weighting=FarDiscount()))
+"""Slopes of deep plans count less."""
+
+GMAS_MODEL_ERROR = replace(GMAS_FAST, system=replace(GMAS_FAST.system, weighting=ModelError()))
+"""Slopes of deep plans count less where the model has been wrong."""
+
+GMAS_CATCHER = replace(CRAR_CATCHER, system=GMAS(form=Vector(3), learning=_SLOWING, data=Gathering(20_000)))
+"""The same small task as CRAR's."""
+
 _NAVIGATION = GradientSteps(rate=0.5)
 
 _AS_MAML: Any = {"widths": (100, 100), "activation": "relu", "tasks": 20}
@@ -315,7 +324,14 @@ PRESETS: Mapping[str, Mapping[str, Config]] = {
     "maml": {"quick": MAML_NAVIGATION, "half-cheetah": MAML_CHEETAH},
     "mb-mpo": {"quick": MBMPO_QUICK, "ppo": MBMPO_PPO, "point": MBMPO_POINT, "half-cheetah": MBMPO_CHEETAH},
     "promp": {"quick": PROMP_NAVIGATION},
-    "gmas": {"quick": GMAS_QUICK, "fast": GMAS_FAST, "paper": GMAS_PAPER},
+    "gmas": {
+        "quick": GMAS_QUICK,
+        "fast": GMAS_FAST,
+        "paper": GMAS_PAPER,
+        "far-discount": GMAS_FAR_DISCOUNT,
+        "model-error": GMAS_MODEL_ERROR,
+        "catcher": GMAS_CATCHER,
+    },
     "sac": {"quick": SAC_QUICK, "paper": SAC_PAPER},
     "pets": {"quick": PETS_QUICK, "swingup": PETS_SWINGUP},
     "mpc-rs": {"quick": MPC_RS_QUICK},

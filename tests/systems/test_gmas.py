@@ -11,10 +11,11 @@ import pytest
 
 from metadyna import envs
 from metadyna.errors import UserError
+from metadyna.experiments import presets
 from metadyna.gathering import Gathering
 from metadyna.improve.abstract import AbstractLearning, Encoded
 from metadyna.improve.slopes import distance
-from metadyna.models.abstract import Abstract, Encoder, Vector, with_action
+from metadyna.models.abstract import Abstract, Encoder, SpatialHead, Vector, with_action
 from metadyna.nets import MLP, ConvNet, Linear, glorot
 from metadyna.planning.act import TreeActing
 from metadyna.planning.tree import depth_values, planned_values
@@ -327,6 +328,22 @@ def test_with_them_it_starts_from_the_same_and_ends_elsewhere(runs):
     assert all(np.isfinite(metric.total) and metric.weight == 3 for metric in metrics.values())
 
 
+LARGE = [("crar", "paper"), ("crar", "fast"), ("gmas", "paper"), ("gmas", "model-error"), ("gmas", "far-discount")]
+
+
+@pytest.mark.parametrize(("system", "name"), LARGE)
+def test_the_presets_for_the_labyrinth_are_of_one_piece(system, name):
+    """Convolutions, an optimiser for every loss: traced, not run."""
+    config = presets.preset(system, name)
+    family = envs.make(config.task)
+    collector = DeviceCollector(family.env, family.train)
+    state = jax.eval_shape(lambda key: config.system.init(collector, key), KEY)
+    after, metrics = jax.eval_shape(lambda state, key: config.system.iterate(state, collector, key), state, KEY)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert state.learner.weights.value.__class__ is SpatialHead
+    assert ("train/slope_cosine" in metrics) == (system == "gmas")
+
+
 # --- how much each depth counts
 
 
@@ -359,6 +376,15 @@ def test_depths_at_which_the_model_errs_count_less():  # card 4.9 ii
     np.testing.assert_allclose(told, np.tile(expected / expected.sum(), (5, 1)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_before_anything_is_learnt_no_depth_counts_more_than_a_shallower_one(seed):
+    judge = MLP.create((7, 16, 3), jax.random.key(seed), jnp.tanh)
+    errors = Errors(Foreseen(judge, 4), None)
+    told = shares(GMAS(depth=3, weighting=ModelError(temperature=0.1)), errors, count=50)
+    assert np.all(told[:, 1:] <= told[:, :-1])
+    assert np.any(told[:, 1:] < told[:, :-1])
+
+
 def test_shares_teach_nobody():
     settings, errors = GMAS(depth=2, weighting=ModelError()), foreseeing(0.5, 1.0)
     x, action = jnp.ones((2, 3)), jnp.array([0, 1])
@@ -370,7 +396,7 @@ def test_a_slope_is_that_of_the_weighted_depths():
     """The plan of a match is built with the shares of its row."""
     batch, weights, target = transitions(), networks(seed=0), networks(seed=1)
     settings = GMAS(depth=1, alpha=1.0, distance="l2", weighting=ModelError(temperature=1.0))
-    sure = [-50.0, 50.0]  # all at depth 1, all at depth 0
+    sure = [-50.0, 50.0]  # less than no error, so that both depths count the same; and a large one
 
     @jax.jit
     def told(bias):
@@ -380,8 +406,8 @@ def test_a_slope_is_that_of_the_weighted_depths():
     values = jax.jit(jax.vmap(lambda x, a: depth_values(replace(weights, value=target.value), x, 1, 2)[:, a]))(
         see(weights.encoder, batch.obs), batch.action
     )
-    for bias, column in zip(sure, (1, 0), strict=True):
-        expected = np.abs(values[:, column] - AIM).mean()
+    for bias, plan in zip(sure, (values.mean(axis=1), values[:, 0]), strict=True):
+        expected = np.abs(plan - AIM).mean()
         assert told(jnp.float32(bias)) == pytest.approx(float(expected), rel=1e-5)
 
 
