@@ -72,11 +72,23 @@ def paired_difference(
 ) -> Difference:
     """Mean of a - b and its bootstrap interval, where run i of both shares a seed (and task j of both is one task).
 
-    Pairing removes what the seeds have in common; an interval without 0 says that the arms differ. Raises ValueError
-    if the shapes differ.
+    Pairing removes what the seeds have in common; an interval without 0 says that the arms differ, if there are ten
+    runs or so: see `t_difference` for fewer. Raises ValueError if the shapes differ.
     """
     difference = _paired(a, b)
     return Difference(mean(difference), *bootstrap_interval(difference, mean, level, samples, seed))
+
+
+def t_difference(a: Scores, b: Scores, level: float = 0.95) -> Difference:
+    """Mean of a - b and its interval by Student's t, for few paired runs, where a bootstrap interval is too narrow.
+
+    Holds if differences are normal. NaN for one run; for scores [runs, tasks], runs are taken by their mean over tasks.
+    Raises ValueError if the shapes differ.
+    """
+    difference = _paired(a, b)
+    each = difference.reshape(len(difference), -1).mean(axis=1)
+    half = np.nan if len(each) < 2 else scipy.stats.t.ppf((1 + level) / 2, len(each) - 1) * scipy.stats.sem(each)
+    return Difference(mean(each), float(mean(each) - half), float(mean(each) + half))
 
 
 def detectable_difference(a: Scores, b: Scores, power: float = 0.8, level: float = 0.95) -> float:

@@ -127,11 +127,25 @@ def _tabulate(records: Records, folder: Path, name: str) -> list[Path]:
     pairs += [(deep, shallow) for shallow in records for deep in records if _deeper(deep, shallow)]
     with leads.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow([*where[:1], "over", *where[1:], "lead", "low_95", "high_95", "detectable", "leads"])
+        rows.writerow(
+            [
+                *where[:1],
+                "over",
+                *where[1:],
+                "lead",
+                "low_95",
+                "high_95",
+                "t_low_95",
+                "t_high_95",
+                "detectable",
+                "leads",
+            ]
+        )
         for arm, other in pairs:
             for cell in scored[baseline]:
                 two = scored[arm][cell], scored[other][cell]
-                numbers = *stats.paired_difference(*two), stats.detectable_difference(*two)
+                by_t = stats.t_difference(*two)
+                numbers = *stats.paired_difference(*two), by_t.low, by_t.high, stats.detectable_difference(*two)
                 listed = _listed(np.subtract(*two))
                 rows.writerow([arm, other, *cell, len(two[0]), *(f"{number:.3f}" for number in numbers), listed])
     return [table, leads]
