@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean, ttest_1samp
 
-from metadyna.stats import bootstrap_band, bootstrap_interval, detectable_difference, iqm, mean, paired_difference
+from metadyna.stats import (
+    bootstrap_band,
+    bootstrap_interval,
+    detectable_difference,
+    iqm,
+    mean,
+    paired_difference,
+    t_difference,
+)
 
 
 @pytest.mark.parametrize(
@@ -114,3 +122,14 @@ def test_wrong_shapes_raise():
     for scores in (np.zeros((0,)), np.zeros((2, 2, 2)), np.float64(1)):
         with pytest.raises(ValueError, match="scores must be"):
             bootstrap_interval(np.asarray(scores), mean)
+
+
+def test_the_t_interval_of_a_difference():
+    found = t_difference([3.0, 5.0, 4.0, 8.0], [1.0, 2.0, 3.0, 4.0])  # 2, 3, 1, 4: mean 2.5, sd 1.291; t(3) = 3.1824
+    assert found == pytest.approx((2.5, 2.5 - 3.1824 * 1.290994 / 2, 2.5 + 3.1824 * 1.290994 / 2), abs=1e-3)
+    assert t_difference([[3.0, 5.0], [4.0, 8.0]], np.zeros((2, 2)))[0] == 5
+    one = t_difference([3.0], [1.0])
+    assert one.mean == 2
+    assert np.isnan(one[1:]).all()
+    with pytest.raises(ValueError, match="one shape"):
+        t_difference([1.0, 2.0], [1.0])
