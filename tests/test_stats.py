@@ -127,7 +127,7 @@ def test_wrong_shapes_raise():
 def test_the_t_interval_of_a_difference():
     found = t_difference([3.0, 5.0, 4.0, 8.0], [1.0, 2.0, 3.0, 4.0])  # 2, 3, 1, 4: mean 2.5, sd 1.291; t(3) = 3.1824
     assert found == pytest.approx((2.5, 2.5 - 3.1824 * 1.290994 / 2, 2.5 + 3.1824 * 1.290994 / 2), abs=1e-3)
-    assert t_difference([[3.0, 5.0], [4.0, 8.0]], np.zeros((2, 2)))[0] == 5
+    assert t_difference(np.array([[3.0, 5.0], [4.0, 8.0]]), np.zeros((2, 2)))[0] == 5
     one = t_difference([3.0], [1.0])
     assert one.mean == 2
     assert np.isnan(one[1:]).all()

@@ -127,20 +127,8 @@ def _tabulate(records: Records, folder: Path, name: str) -> list[Path]:
     pairs += [(deep, shallow) for shallow in records for deep in records if _deeper(deep, shallow)]
     with leads.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(
-            [
-                *where[:1],
-                "over",
-                *where[1:],
-                "lead",
-                "low_95",
-                "high_95",
-                "t_low_95",
-                "t_high_95",
-                "detectable",
-                "leads",
-            ]
-        )
+        intervals = "low_95", "high_95", "t_low_95", "t_high_95"
+        rows.writerow([*where[:1], "over", *where[1:], "lead", *intervals, "detectable", "leads"])
         for arm, other in pairs:
             for cell in scored[baseline]:
                 two = scored[arm][cell], scored[other][cell]
