@@ -6,8 +6,9 @@ a cell is `row * 8 + column`. The border is wall, so nothing ever leaves the gri
 64 bytes; `picture` draws it in the 48 x 48 grey levels that the published agents see. Where labyrinths come from:
 `labyrinths`.
 
-Differences from the published code: episodes of the labyrinth are truncated after `horizon` steps, also in training,
-and a truncation is never a termination; boards stay small until somebody looks.
+Differences from the published code: episodes of the labyrinth are truncated after `horizon` steps wherever agents live
+in it (data sets are gathered without a limit, unless one is given), and a truncation is never a termination; boards
+stay small until somebody looks.
 """
 
 from dataclasses import dataclass
