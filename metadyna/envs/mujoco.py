@@ -246,15 +246,17 @@ class Heading(NamedTuple):
 
 @dataclass(frozen=True)
 class Headings:
-    """Either way; a split is both."""
+    """Either way; a split is `episodes` of each, from starts of their own."""
+
+    episodes: int = 5
 
     def sample(self, key: PRNGKeyArray) -> Heading:
         """Toss a coin."""
         return Heading(jax.random.rademacher(key, (), jnp.float32))
 
     def enumerate(self) -> Heading:
-        """Forward, then backward."""
-        return Heading(jnp.array([1.0, -1.0]))
+        """Forward, then backward, and so on."""
+        return Heading(jnp.tile(jnp.array([1.0, -1.0]), self.episodes))
 
 
 @dataclass(frozen=True)

@@ -541,3 +541,4 @@ def test_both_headings_are_drawn():
     drawn = jax.vmap(make("half-cheetah-direction").train.sample)(jax.random.split(jax.random.key(0), 200))
     assert set(drawn.sign.tolist()) == {1.0, -1.0}
     assert abs(np.mean(drawn.sign)) < 0.25
+    assert make("half-cheetah-direction").test.enumerate().sign.tolist() == [1, -1] * 5
