@@ -91,7 +91,7 @@ class METRPO:
     policy_steps: int = 40
     """Most policy steps per iteration."""
     validate_every: int = 5
-    """Policy steps between two validations."""
+    """Policy steps between two validations; with more than `policy_steps` there is none."""
     tolerance: float = 0.3
     """Share of members that may find the policy worse than at its best."""
     discount: float = 0.99
@@ -210,7 +210,9 @@ class METRPO:
         def go_on(at: Training) -> Array:
             return (at.steps < self.policy_steps) & (at.worse <= self.tolerance)
 
-        at = Training(state.policy, state.baseline, judge(state.policy), jnp.float32(0), jnp.int32(0), {})
+        validated = self.validate_every <= self.policy_steps
+        best = judge(state.policy) if validated else jnp.full(ensemble.elites.shape, -jnp.inf)
+        at = Training(state.policy, state.baseline, best, jnp.float32(0), jnp.int32(0), {})
         shapes = jax.eval_shape(improve, at)[2]
         at = at._replace(totals=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         at = jax.lax.while_loop(go_on, advance, at)
