@@ -92,10 +92,11 @@ def curves(
     figure, axes = _figure(title, xlabel, ylabel)
     for position, (name, (x, values)) in enumerate(arms.items()):
         _draw(axes, PALETTE[position % len(PALETTE)], name, x, np.asarray(values))
-    for number, (name, points) in enumerate((marks or {}).items()):
+    for name, points in (marks or {}).items():
         colour = PALETTE[[*arms].index(name) % len(PALETTE)]
-        label = None if number else "published"
-        axes.plot(*points, "o", color=colour, markerfacecolor="white", markersize=5, label=label, zorder=4)
+        axes.plot(*points, "o", color=colour, markerfacecolor="white", markersize=5, zorder=4)
+    if marks:
+        axes.plot([], [], "o", color=_INK, markerfacecolor="white", markersize=5, label="published")
     if log_x:
         axes.set_xscale("log")
     if log:

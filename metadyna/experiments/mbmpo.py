@@ -197,7 +197,8 @@ def survey(system: MBMPO, collector: Collector, state: State, key: PRNGKeyArray)
     truth = jax.vmap(lambda s, a: collector.env.advance(None, s, a, key))(places, actions)
     yielded = jax.jit(_yielding, static_argnums=(0, 1))(system.learner, collector, state.meta, places, key)
     maps = {
-        "disagreement": jnp.mean(jnp.std(told, axis=0), axis=-1),
+        # From the first member on, so that members that agree give exactly 0.
+        "disagreement": jnp.mean(jnp.std(told - told[:1], axis=0), axis=-1),
         "error": jnp.mean(jnp.abs(told - truth[None]), axis=(0, 2)),
         "yielding": yielded,
         "lived": jnp.asarray(_lived(np.asarray(state.real.items.obs[: int(replay.size(state.real))]))),
@@ -280,7 +281,7 @@ def _maps(records: Records, folder: Path, name: str, shown: Mapping[str, str], t
         pictures.append(folder / f"{name}-{arm.replace(' ', '-')}.png")
         grids = {label: np.array(each[0]["maps"][key]) for key, label in shown.items()}
         grids = {label: np.log10(1 + grid) if label.startswith("log10") else grid for label, grid in grids.items()}
-        plot.maps(grids, HALF, pictures[-1], f"{title} ({arm})")
+        plot.maps(grids, HALF, pictures[-1], f"{title} ({arm}, first seed)")
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["arm", "quantity", "seeds", "mean", "low_95", "high_95", "values"])
