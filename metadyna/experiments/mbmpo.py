@@ -265,13 +265,13 @@ def _coarse(values: Float[np.ndarray, "cells"]) -> list[list[float]]:
 def regularisation(records: Records, folder: Path, name: str) -> list[Path]:
     """Where models disagree and where the policy gives way, for every arm's first seed; and the correlations."""
     shown = {"disagreement": "spread of the models", "yielding": "KL(before || after the inner step)"}
-    return _maps(records, folder, name, shown, "Does the policy give way where models disagree?")
+    return _maps(records, folder, name, shown, "Where models disagree, and policies adapt")
 
 
 def tailored(records: Records, folder: Path, name: str) -> list[Path]:
     """Where the data lie and where the models are wrong, for every arm's first seed; and the correlations."""
     shown = {"lived": "log10(1 + steps lived per cell)", "error": "error of the models"}
-    return _maps(records, folder, name, shown, "Where the data lie, and where models are wrong")
+    return _maps(records, folder, name, shown, "Where data lie, and models are wrong")
 
 
 def _maps(records: Records, folder: Path, name: str, shown: Mapping[str, str], title: str) -> list[Path]:
