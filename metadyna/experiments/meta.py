@@ -68,8 +68,10 @@ def navigation(records: Mapping[str, Sequence[Measured]], folder: Path, name: st
     for size, arms in returns.items():
         count = next(iter(arms.values())).shape[1]
         title = f"2-D navigation, goals never seen; later steps of {size} the size"
-        marks = {"published (half)": PUBLISHED[:count]}
-        plot.lines(arms, range(count), curves[size], title, "inner gradient steps", "return", marks=marks)
+        # A policy that flies off costs many times what one does that adapts: only on a logarithmic axis both are seen.
+        costs = {arm: -values for arm, values in arms.items()}
+        marks = {"published (half)": [-value for value in PUBLISHED[:count]]}
+        plot.lines(costs, range(count), curves[size], title, "inner gradient steps", "cost (- return)", True, marks)
     first = next(iter(records.values()))[0]
     title = "An episode after 0, 1, 2, … inner steps, and the hidden goal"
     plot.paths(first["goals"], first["paths"], paths, title)
