@@ -67,7 +67,7 @@ def navigation(records: Mapping[str, Sequence[Measured]], folder: Path, name: st
                for size in FACTORS}  # fmt: skip
     for size, arms in returns.items():
         count = next(iter(arms.values())).shape[1]
-        title = f"2-D navigation, goals never seen; later steps of {size} the size"
+        title = f"2-D navigation, goals never seen; later steps {FACTORS[size]:g} times the first"
         # A policy that flies off costs many times what one does that adapts: only on a logarithmic axis both are seen.
         costs = {arm: -values for arm, values in arms.items()}
         marks = {"published (half)": [-value for value in PUBLISHED[:count]]}
