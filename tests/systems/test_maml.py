@@ -11,6 +11,7 @@ from metadyna.adapt.gradient import GradientSteps
 from metadyna.envs import make
 from metadyna.errors import UserError
 from metadyna.improve.meta import MetaPPO, MetaTRPO
+from metadyna.improve.trpo import TRPO
 from metadyna.rollout import DeviceCollector, valid_steps
 from metadyna.systems.maml import EMAML, MAML, ProMP
 
@@ -34,7 +35,8 @@ class Watching(DeviceCollector):
 
 
 def test_every_round_is_lived_by_the_policies_that_the_round_before_led_to():
-    system = replace(SMALL, learner=MetaTRPO(GradientSteps(rate=0.3, steps=2)))
+    # With much damping conjugate gradients come out the same in whatever order numbers of 32 bits are added up.
+    system = replace(SMALL, learner=MetaTRPO(GradientSteps(rate=0.3, steps=2), trust=TRPO(damping=0.1)))
     state = system.init(COLLECTOR, KEY)
     collector = Watching()
     after, _ = system.iterate(state, collector, KEY)
@@ -50,7 +52,7 @@ def test_every_round_is_lived_by_the_policies_that_the_round_before_led_to():
     assert after.steps == sum(valid_steps(lived.last).sum() for lived in rounds)
     # and the outer step is on these rounds
     told = system.learner.step(state.meta, state.optimiser, tuple(system.learner.weigh(lived) for lived in rounds))
-    same(after.meta, told[0], rtol=0.02, atol=1e-3)  # conjugate gradients in float32
+    same(after.meta, told[0], rtol=1e-3, atol=1e-4)
     moved = jax.tree.map(lambda x, y: jnp.abs(x - y).max(), after.meta.weights, state.meta.weights)
     assert max(jax.tree.leaves(moved)) > 0.02
 
