@@ -71,7 +71,8 @@ def navigation(records: Mapping[str, Sequence[Measured]], folder: Path, name: st
         # A policy that flies off costs many times what one does that adapts: only on a logarithmic axis both are seen.
         costs = {arm: -values for arm, values in arms.items()}
         marks = {"published (half)": [-value for value in PUBLISHED[:count]]}
-        plot.lines(costs, range(count), curves[size], title, "inner gradient steps", "cost (- return)", True, marks)
+        labels = "inner gradient steps", "cost (- return)"
+        plot.lines(costs, range(count), curves[size], title, *labels, log=True, marks=marks)
     first = next(iter(records.values()))[0]
     title = "An episode after 0, 1, 2, … inner steps, and the hidden goal"
     plot.paths(first["goals"], first["paths"], paths, title)
