@@ -9,10 +9,10 @@ import jax
 from benchmarks.control import median_seconds
 from benchmarks.flops import matmul_flops
 from metadyna import envs
+from metadyna.collect.device import DeviceCollector
 from metadyna.models.abstract import Abstract
-from metadyna.models.sight import sight
+from metadyna.nets.sight import sight
 from metadyna.planning.tree import at_a_time, planned_values
-from metadyna.rollout import DeviceCollector
 from metadyna.systems.crar import CRAR
 from metadyna.systems.gmas import GMAS
 

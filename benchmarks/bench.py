@@ -20,10 +20,13 @@ import tyro
 from benchmarks import abstract, control, meta
 from benchmarks.control import median_seconds
 from benchmarks.flops import matmul_flops
-from metadyna import envs, replay, run, runinfo, seeds
-from metadyna.doctor import matmul_gflops
+from metadyna import envs
+from metadyna.collect import replay
 from metadyna.experiments.presets import PRESETS
-from metadyna.observations import Distinct
+from metadyna.nets.distinct import Distinct
+from metadyna.provenance import machine
+from metadyna.runs import loop, seeds
+from metadyna.runs.doctor import matmul_gflops
 from metadyna.types import sizes
 
 OFFICIAL_STEPS_PER_SECOND = 115
@@ -65,7 +68,7 @@ def main(
             "fit": meta.bench_fitting(peak),
             "recompiling": meta.count_recompiling(),
         }
-    results["environment"] = runinfo.environment_record()
+    results["environment"] = machine.environment_record()
     text = json.dumps(results, indent=2)
     print(text)
     out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +105,7 @@ def bench_dream(peak: float, num_seeds: int, chunks: int) -> dict[str, Any]:
     system: Any = base.system
     system = replace(system, explore=replace(system.explore, warmup=100))
     system = replace(system, execute=replace(system.execute, warmup=100))
-    program = run.build(replace(base, system=system, seeds=num_seeds, chunk=100))
+    program = loop.build(replace(base, system=system, seeds=num_seeds, chunk=100))
     started = time.perf_counter()
     state = jax.block_until_ready(program.init())
     state, _, _ = jax.block_until_ready(program.chunk(state))
@@ -133,12 +136,12 @@ def bench_dream(peak: float, num_seeds: int, chunks: int) -> dict[str, Any]:
     }
 
 
-def _updates(state: run.RunState) -> np.ndarray:
+def _updates(state: loop.RunState) -> np.ndarray:
     system = state.system
     return np.array([np.sum(system.explore.updates), np.sum(system.execute.updates)], np.int64)
 
 
-def update_flops(program: run.Program, state: run.RunState) -> dict[str, int]:
+def update_flops(program: loop.Program, state: loop.RunState) -> dict[str, int]:
     """Matmul operations in the gradient of each agent's loss, as written (padding included)."""
     system: Any = program.config.system
     env: Any = program.family.env

@@ -21,16 +21,17 @@ from gymnasium.vector import SyncVectorEnv
 from mujoco import rollout
 
 from benchmarks.flops import matmul_flops
-from metadyna import envs, run
+from metadyna import envs
+from metadyna.collect.host import HostCollector
 from metadyna.envs.mujoco import FULL
 from metadyna.experiments.presets import PRESETS
-from metadyna.host import HostCollector
 from metadyna.improve.sac import SAC
 from metadyna.models import fit as fits
 from metadyna.models.fit import Fit
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import sequence_returns
 from metadyna.models.world import known_world
+from metadyna.runs import loop
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.mpc import planned
 from metadyna.systems.sac import SoftActorCritic
@@ -113,7 +114,7 @@ def bench_sac(peak: float, peer: Path | None, every: int, rounds: int = 3, steps
     `peer` is a Python that has Stable-Baselines3: the two take turns, so that both meet the same machine.
     """
     system = SoftActorCritic(warmup=1_000, collect=every)
-    program = run.build(replace(PRESETS["sac"]["paper"], system=system, chunk=steps // every))
+    program = loop.build(replace(PRESETS["sac"]["paper"], system=system, chunk=steps // every))
     state, _, _ = program.chunk(program.init())
     state, _, _ = program.chunk(state)  # compiles the updates' part where it was skipped
     ours, theirs = [], []
@@ -185,7 +186,7 @@ def bench_planner(peak: float, steps: int = 50) -> dict[str, Any]:
     """One MPC step of the reduced PETS on pendulum: 4 iterations of 100 sequences of 25 steps, 5 particles."""
     system: Any = PRESETS["pets"]["quick"].system
     family = envs.make("pendulum")
-    program = run.build(replace(PRESETS["pets"]["quick"], system=system))
+    program = loop.build(replace(PRESETS["pets"]["quick"], system=system))
     collector: Any = program.collector
     state: Any = jax.tree.map(lambda x: x[0], program.init()).system
     params = system.params(state)._replace(random=jnp.bool_(False))
@@ -210,7 +211,7 @@ def bench_planner(peak: float, steps: int = 50) -> dict[str, Any]:
 def bench_mbpo(peak: float, width: int) -> dict[str, Any]:
     """MBPO on HalfCheetah: policy updates per second on real and imagined rows."""
     system = MBPO(learner=SAC(widths=(width, width)), warmup=10, refresh=10, fit=Fit(max_updates=10))
-    program = run.build(replace(PRESETS["mbpo"]["quick"], system=system, task="half-cheetah", chunk=1))
+    program = loop.build(replace(PRESETS["mbpo"]["quick"], system=system, task="half-cheetah", chunk=1))
     state, _, _ = program.chunk(program.init())
     state, _, _ = program.chunk(state)
     one: Any = jax.tree.map(lambda x: x[0], state).system

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 
 from benchmarks.control import bench_fit, median_seconds
 from benchmarks.flops import matmul_flops
-from metadyna import envs, replay, run
+from metadyna import envs
+from metadyna.collect import replay
+from metadyna.collect.device import DeviceCollector
 from metadyna.experiments.presets import PRESETS
-from metadyna.gaussian_policy import practise
+from metadyna.models.bounded import Nearby
 from metadyna.models.imagine import branch
-from metadyna.models.nearby import Nearby
 from metadyna.models.world import known_world
-from metadyna.rollout import DeviceCollector
+from metadyna.policies.gaussian import practise
+from metadyna.runs import loop
 from metadyna.systems.mbmpo import MBMPO, State
 
 SIZES = {"5 tasks of 20": MBMPO(), "20 tasks of 50": MBMPO(tasks=20, episodes=50, horizon=200)}
@@ -87,7 +89,7 @@ def count_recompiling(iterations: int = 4) -> dict[str, Any]:
     """Seconds of whole iterations on the half-cheetah in MuJoCo, and how many programs each compiled."""
     base = PRESETS["mb-mpo"]["half-cheetah"]
     system: Any = replace(base.system, warmup=1, meta_steps=2)
-    program = run.build(replace(base, system=system))
+    program = loop.build(replace(base, system=system))
     state = program.init()
     seconds, counts = [], []
     for _ in range(iterations):

@@ -21,11 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 import metadyna
-from metadyna import config, envs, run, runinfo, seeds, stats
-from metadyna.config import Config
+from metadyna import envs
 from metadyna.envs.control import OneTask
 from metadyna.errors import UserError, unknown
 from metadyna.experiments.presets import PRESETS, preset
+from metadyna.runs import cache, config, loop, seeds, stats
+from metadyna.runs.config import Config
 from metadyna.systems import OFFLINE, SYSTEMS
 
 USAGE = """usage: metadyna VERB ...
@@ -134,7 +135,7 @@ def _train(words: list[str]) -> int:
     )
     envs.make(chosen.config.task)
     _prepare(chosen.config)
-    return _report(run.run(chosen.config, chosen.out))
+    return _report(loop.run(chosen.config, chosen.out))
 
 
 def _resume(words: list[str]) -> int:
@@ -142,19 +143,19 @@ def _resume(words: list[str]) -> int:
     old = config.load(folder)
     changed = _parse(Resume, f"resume {folder}", rest, default=Resume(old)).config if rest else None
     if changed:
-        run.refuse_changes(old, changed, f"{folder} was started with other settings")
+        loop.refuse_changes(old, changed, f"{folder} was started with other settings")
     for line in config.differences(old, changed) if changed else []:
         out.print(f"changed {line}", markup=False, highlight=False)
     _prepare(changed or old)
-    return _report(run.resume(folder, changed))
+    return _report(loop.resume(folder, changed))
 
 
 def _prepare(settings: Config) -> None:
     seeds.use_cores(settings.seeds)
-    runinfo.enable_compilation_cache()
+    cache.enable_compilation_cache()
 
 
-def _report(result: run.Result) -> int:
+def _report(result: loop.Result) -> int:
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     if result.interrupted:
@@ -191,7 +192,7 @@ def _reproduce(words: list[str]) -> int:
         return figure, budget, out, seeds, only, first_seed
 
     figure, budget, folder, count, only, first = _parse(reproduce, "reproduce", words)
-    runinfo.enable_compilation_cache()
+    cache.enable_compilation_cache()
     experiment = figures.find(figure, budget)
     if isinstance(experiment, figures.Experiment):
         seeds.use_cores(experiment.seeds if count is None else count)
@@ -201,7 +202,7 @@ def _reproduce(words: list[str]) -> int:
 
 
 def _collect(words: list[str]) -> int:
-    from metadyna import data
+    from metadyna.data import datasets
 
     def collect(
         task: Annotated[str, tyro.conf.Positional],
@@ -226,8 +227,8 @@ def _collect(words: list[str]) -> int:
         return task, name, steps, seed, time_limit
 
     arguments = _parse(collect, "collect", words)
-    runinfo.enable_compilation_cache()
-    made = data.collect(*arguments)
+    cache.enable_compilation_cache()
+    made = datasets.collect(*arguments)
     counts = f"{made['transitions']} transitions, {made['episodes']} episodes"
     print(f"{made['id']}: {counts}, mean reward per step {made['mean_reward']:.4g}")
     print(made["folder"])
@@ -290,8 +291,8 @@ def _evaluate(words: list[str]) -> int:
         return folder, split, json
 
     folder, split, as_json = _parse(evaluate, "evaluate", words)
-    runinfo.enable_compilation_cache()
-    result = run.load(folder)
+    cache.enable_compilation_cache()
+    result = loop.load(folder)
     report = evaluation_report(result, split)
     if as_json:
         print(json.dumps(report, indent=2))
@@ -316,7 +317,7 @@ def _evaluate(words: list[str]) -> int:
     return 0
 
 
-def evaluation_report(result: run.Result, split: str) -> dict[str, Any]:
+def evaluation_report(result: loop.Result, split: str) -> dict[str, Any]:
     """Scores of a run on a split, per seed and together, beside the exact reference returns."""
     evaluation = result.evaluate(split)
     returns, lengths = np.asarray(evaluation.returns), np.asarray(evaluation.lengths)
@@ -339,7 +340,7 @@ def evaluation_report(result: run.Result, split: str) -> dict[str, Any]:
 
 
 def _plot(words: list[str]) -> int:
-    from metadyna import plot
+    from metadyna.pictures import plots
 
     def draw(
         folders: Annotated[list[Path], tyro.conf.Positional],
@@ -370,7 +371,7 @@ def _plot(words: list[str]) -> int:
     references = envs.make(task).references() if task and metric == "eval/return" else {}
     offline = all(isinstance(config.load(folder).system, OFFLINE) for folder in folders)
     steps = "updates" if offline else "environment steps"
-    plot.learning_curves(arms, target, metric, references, title or task or "", steps, metric)
+    plots.learning_curves(arms, target, metric, references, title or task or "", steps, metric)
     if as_json:
         print(json.dumps({"out": str(target), "arms": {name: [str(f) for f in arms[name]] for name in arms}}))
     else:
@@ -391,7 +392,7 @@ def plot_arms(folders: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _render(words: list[str]) -> int:
-    from metadyna import clip
+    from metadyna.pictures import clips
 
     def render(
         folder: Annotated[Path, tyro.conf.Positional],
@@ -416,8 +417,8 @@ def _render(words: list[str]) -> int:
         return folder, out, task, seed, split, seconds, json
 
     folder, target, task, seed, split, seconds, as_json = _parse(render, "render", words)
-    runinfo.enable_compilation_cache()
-    shown = clip.render(run.load(folder), target, task, seed, split, seconds=seconds)
+    cache.enable_compilation_cache()
+    shown = clips.render(loop.load(folder), target, task, seed, split, seconds=seconds)
     if as_json:
         print(json.dumps(shown, indent=2))
         return 0
@@ -441,7 +442,7 @@ def _inspect(words: list[str]) -> int:
         return folder, json
 
     folder, as_json = _parse(inspect, "inspect", words)
-    record = run.inspect(folder)
+    record = loop.inspect(folder)
     if as_json:
         print(json.dumps(record, indent=2))
         return 0
@@ -454,7 +455,7 @@ def _inspect(words: list[str]) -> int:
 
 
 def _doctor(words: list[str]) -> int:
-    from metadyna import doctor
+    from metadyna.runs import doctor
 
     def check(json: bool = False) -> bool:
         """Check this machine and installation.
@@ -465,8 +466,8 @@ def _doctor(words: list[str]) -> int:
         return json
 
     as_json = _parse(check, "doctor", words)
-    cache = runinfo.enable_compilation_cache()
-    checks = doctor.examine(cache)
+    folder = cache.enable_compilation_cache()
+    checks = doctor.examine(folder)
     if as_json:
         print(json.dumps([dataclasses.asdict(each) for each in checks], indent=2))
     else:
@@ -483,7 +484,7 @@ def _doctor(words: list[str]) -> int:
 def _folder(words: list[str], verb: str) -> tuple[Path, list[str]]:
     if any(word in ("-h", "--help") for word in words) and (not words or words[0].startswith("-")):
         print(f"usage: metadyna {verb} DIR [--FIELD VALUE ...]\n\n{Resume.__doc__}")
-        print(f"Fields that may change: {', '.join(run.EXTENSIBLE)}.")
+        print(f"Fields that may change: {', '.join(loop.EXTENSIBLE)}.")
         sys.exit(0)
     if not words or words[0].startswith("-"):
         raise UserError(f"{verb} needs a run folder first: metadyna {verb} DIR")
@@ -510,7 +511,7 @@ def _first_line(text: str | None) -> str:
     return (text or "").strip().splitlines()[0].rstrip(".")
 
 
-def _notes(result: run.Result) -> None:
+def _notes(result: loop.Result) -> None:
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
 

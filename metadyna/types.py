@@ -126,7 +126,7 @@ class Transition(NamedTuple):
     `discount` is 0 only where the MDP terminated and 1 at a time limit, so a truncated step is `last` with
     `discount` 1; γ is applied by the learner. `next_obs` is the true successor, never the observation after a reset.
     Where a collector pads an episode to a fixed length, the steps after the first `last` are padding
-    (`rollout.valid_steps`). `extras` is what the policy noted: log-probabilities, values, carries.
+    (`episodes.valid_steps`). `extras` is what the policy noted: log-probabilities, values, carries.
     """
 
     obs: Any

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from metadyna import cli, config, envs, run
+from metadyna import cli, envs
 from metadyna.experiments import figures
 from metadyna.experiments.presets import PRESETS
+from metadyna.runs import config, loop
 from tests.tiny import TINY, compiled_once, copy, home, sha256, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -109,7 +110,7 @@ def test_train_then_resume_extends_the_run(metadyna, tmp_path, monkeypatch):
     assert (code, complained) == (0, "")
     assert "changed steps: 100 -> 400" in printed
     assert "test return" in printed
-    assert sha256(run.load(tmp_path / "run")) == sha256(trained())
+    assert sha256(loop.load(tmp_path / "run")) == sha256(trained())
 
 
 def test_a_damaged_checkpoint_is_noted_on_stderr(metadyna, tmp_path):
@@ -194,7 +195,7 @@ def test_ctrl_c_before_training_is_no_traceback(metadyna, monkeypatch):
 
 def test_a_run_that_was_stopped_says_how_to_go_on(metadyna, tmp_path, monkeypatch):
     folder = shutil.copytree(trained().folder, tmp_path / "run")
-    monkeypatch.setattr(run, "resume", lambda *arguments: replace(trained(), interrupted=True, notes=("careful",)))
+    monkeypatch.setattr(loop, "resume", lambda *arguments: replace(trained(), interrupted=True, notes=("careful",)))
     code, printed, complained = metadyna(f"resume {folder}")
     assert code == 130
     assert "go on with: metadyna resume" in printed

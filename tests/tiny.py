@@ -12,11 +12,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from metadyna import run, runinfo
 from metadyna.adapt.gradient import GradientSteps
-from metadyna.checkpoint import state_sha256
-from metadyna.config import Config
-from metadyna.gathering import Gathering
+from metadyna.data.source import Gathering
 from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.ddqn import DDQN
 from metadyna.improve.meta import MetaPPO, MetaTRPO
@@ -27,6 +24,9 @@ from metadyna.models.fit import Fit
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.planning.act import TreeActing
 from metadyna.planning.mpc import MPC
+from metadyna.provenance.hashes import state_sha256
+from metadyna.runs import cache, loop
+from metadyna.runs.config import Config
 from metadyna.search.cem import CEM
 from metadyna.search.random import RandomShooting
 from metadyna.systems.crar import CRAR
@@ -121,7 +121,7 @@ def tiny(name: str, task: str = "pendulum", **changes: Any) -> Config:
     return replace(config, **changes)
 
 
-PROGRAM = run.build
+PROGRAM = loop.build
 SHARED = functools.cache(PROGRAM)
 
 
@@ -134,19 +134,19 @@ def home() -> Path:
 
 
 @functools.cache
-def trained(config: Config = TINY) -> run.Result:
-    return run.run(config, home() / f"run-{len(list(home().iterdir()))}", progress=False)
+def trained(config: Config = TINY) -> loop.Result:
+    return loop.run(config, home() / f"run-{len(list(home().iterdir()))}", progress=False)
 
 
 @pytest.fixture(scope="module")
 def compiled_once():
     """Compile each configuration once per process, and each program once for all the processes of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "build", SHARED)
+        patch.setattr(loop, "build", SHARED)
         patch.setenv("XDG_CACHE_HOME", str(home() / "cache"))
         before = jax.config.jax_compilation_cache_dir
         compilation_cache.reset_cache()  # JAX may have decided to go without
-        runinfo.enable_compilation_cache()
+        cache.enable_compilation_cache()
         yield
         jax.config.update("jax_compilation_cache_dir", before)
         compilation_cache.reset_cache()

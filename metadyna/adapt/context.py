@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from metadyna.nets import LSTM, MLP, DiscreteEncoder, Embedding
-from metadyna.observations import Distinct, embed_distinct
-from metadyna.returns import masked_mean
-from metadyna.rollout import all_observations, episode_lengths
+from metadyna.collect.episodes import all_observations, episode_lengths
+from metadyna.collect.returns import masked_mean
+from metadyna.nets.distinct import Distinct, embed_distinct
+from metadyna.nets.layers import MLP, DiscreteEncoder, Embedding
+from metadyna.nets.recurrent import LSTM
 from metadyna.types import Transition
 
 

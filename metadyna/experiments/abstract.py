@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from metadyna import plot, run, stats
-from metadyna.data import random_transitions
+from metadyna.data.datasets import random_transitions
 from metadyna.envs.catcher import SIDE, Catcher
 from metadyna.envs.labyrinths import Mazes
 from metadyna.envs.maze import Labyrinth, SimpleMaze
@@ -22,8 +21,10 @@ from metadyna.envs.maze_references import normalised, optimal_return
 from metadyna.experiments.records import Measured
 from metadyna.improve.slopes import distance
 from metadyna.models.abstract import Abstract
-from metadyna.models.sight import sight
+from metadyna.nets.sight import sight
+from metadyna.pictures import plots
 from metadyna.planning.tree import depth_values
+from metadyna.runs import loop, stats
 from metadyna.types import Family
 
 DEPTHS = (0, 1, 3, 5)
@@ -36,7 +37,7 @@ Records = Mapping[str, Sequence[Measured]]
 """What was measured of every seed, by arm."""
 
 
-def measure(result: run.Result) -> Measured:
+def measure(result: loop.Result) -> Measured:
     """Of one seed in the labyrinths: its curve, the scores of its last weights, and what its model knows by depth.
 
     Scores are means over all test tasks, by depth and probability of a random action. The deepest plan is tried with
@@ -62,15 +63,15 @@ def _cell(depth: int, epsilon: float) -> str:
     return f"depth {depth}, epsilon {epsilon:g}"
 
 
-def _score(result: run.Result, depth: int, epsilon: float) -> float:
+def _score(result: loop.Result, depth: int, epsilon: float) -> float:
     """Mean return over all test tasks, planned to some depth with the last weights."""
     system: Any = result.config.system
     acting = replace(system.acting, depths=(depth,), epsilon=epsilon)
-    program = run.build(replace(result.config, system=replace(system, acting=acting)))
+    program = loop.build(replace(result.config, system=replace(system, acting=acting)))
     return float(np.mean(program.evaluate(program.place(result.state)).returns))
 
 
-def _by_depth(result: run.Result) -> dict[str, np.ndarray]:
+def _by_depth(result: loop.Result) -> dict[str, np.ndarray]:
     model = jax.tree.map(lambda x: x[0], result.params)
     return jax.device_get(depth_report(model, result.program.family, jax.random.key(result.config.seed)))
 
@@ -84,7 +85,7 @@ def panels(records: Records, folder: Path, name: str) -> list[Path]:
         for row, kinds in rows.items()
         for depth in DEPTHS
     }
-    plot.panels(grid, picture, "Return on mazes never seen, by evaluation depth", "updates")
+    plots.panels(grid, picture, "Return on mazes never seen, by evaluation depth", "updates")
     return [picture, *_tabulate(records, folder, name)]
 
 
@@ -101,7 +102,7 @@ def controls(records: Records, folder: Path, name: str) -> list[Path]:
     curves = {arm: _curve(each, 3) for arm, each in records.items()}
     updates, _ = next(iter(curves.values()))
     arms = {arm: values for arm, (_, values) in curves.items()}
-    plot.lines(arms, updates, picture, "Return on mazes never seen, planning three steps ahead", "updates", "return")
+    plots.lines(arms, updates, picture, "Return on mazes never seen, planning three steps ahead", "updates", "return")
     return [picture, *_tabulate(records, folder, name)]
 
 
@@ -133,7 +134,12 @@ def _tabulate(records: Records, folder: Path, name: str) -> list[Path]:
             for cell in scored[baseline]:
                 two = scored[arm][cell], scored[other][cell]
                 by_t = stats.t_difference(*two)
-                numbers = *stats.paired_difference(*two), by_t.low, by_t.high, stats.detectable_difference(*two)
+                numbers = (
+                    *stats.paired_difference(*two),
+                    by_t.low,
+                    by_t.high,
+                    stats.detectable_difference(*two),
+                )
                 listed = _listed(np.subtract(*two))
                 rows.writerow([arm, other, *cell, len(two[0]), *(f"{number:.3f}" for number in numbers), listed])
     return [table, leads]
@@ -185,7 +191,7 @@ def slopes(records: Records, folder: Path, name: str) -> list[Path]:
         for quantity, label in _QUANTITIES.items():
             arms = {arm: np.array([one["by_depth"][quantity] for one in each]) for arm, each in records.items()}
             picture = folder / f"{name}-{quantity}.png"
-            plot.lines(arms, range(DEEPEST + 1), picture, label, "depth of the plan", quantity.replace("-", " "))
+            plots.lines(arms, range(DEEPEST + 1), picture, label, "depth of the plan", quantity.replace("-", " "))
             written.append(picture)
             for arm, values in arms.items():
                 for depth, column in enumerate(values.T):
@@ -247,7 +253,7 @@ def _mean_distance(x: Float[Array, "B *abstract"], y: Float[Array, "B *abstract"
 # ------------------------------------------------------------------------------------------------ portraits
 
 
-def portray(result: run.Result) -> Measured:
+def portray(result: loop.Result) -> Measured:
     """Every state of a small task as a point of its abstract space, and where each action is predicted to lead."""
     model = jax.tree.map(lambda x: x[0], result.params)
     env = result.program.family.env
@@ -274,7 +280,7 @@ def portraits(records: Records, folder: Path, name: str) -> list[Path]:
         for arm, (first, *_) in records.items():
             points, targets, shade = (np.array(first[key]) for key in ("points", "targets", "shade"))
             picture = folder / f"{name}-{arm.replace(' ', '-')}.png"
-            plot.space(points, targets, shade, first["actions"], picture, f"{arm}: {len(points)} states")
+            plots.space(points, targets, shade, first["actions"], picture, f"{arm}: {len(points)} states")
             table = picture.with_suffix(".csv")
             header = ",".join(["shade", *(f"x{i}" for i in range(points.shape[1]))])
             np.savetxt(table, np.column_stack([shade, points]), "%.5g", ",", header=header, comments="")

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from metadyna import envs, plot, run, runinfo, stats
-from metadyna.config import Config, to_dict
+from metadyna import envs
 from metadyna.errors import UserError, unknown
 from metadyna.experiments import abstract, mbmpo, meta
 from metadyna.experiments.presets import PRESETS
@@ -20,8 +19,12 @@ from metadyna.experiments.swing import Compounding, Exploitation, FewData, Plann
 from metadyna.improve.slopes import Distance
 from metadyna.improve.trpo import TRPO
 from metadyna.models.fit import Fit
+from metadyna.pictures import plots
 from metadyna.planning.act import TreeActing
 from metadyna.planning.mpc import MPC
+from metadyna.provenance import machine
+from metadyna.runs import loop, stats
+from metadyna.runs.config import Config, to_dict
 from metadyna.search.random import RandomShooting
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
@@ -112,19 +115,19 @@ def reproduce(
         print(f"{arm}: {place}")
         config = replace(config, seeds=count)
         begun = (place / "config.json").exists()
-        results[arm] = run.resume(place, config) if begun else run.run(config, place)
+        results[arm] = loop.resume(place, config) if begun else loop.run(config, place)
         if results[arm].interrupted:
             print(f"interrupted during '{arm}'; the same command goes on from there")
             raise KeyboardInterrupt
     return write(experiment, results, folder, (time.monotonic() - started) / 60)
 
 
-def write(experiment: Experiment, results: Mapping[str, run.Result], folder: Path, minutes: float) -> list[Path]:
+def write(experiment: Experiment, results: Mapping[str, loop.Result], folder: Path, minutes: float) -> list[Path]:
     """Draw and tabulate finished arms."""
     first = next(iter(experiment.arms.values()))
     references = envs.make(first.task).references()
     curves, bars = folder / f"{experiment.name}.png", folder / f"{experiment.name}-final.png"
-    plot.learning_curves(
+    plots.learning_curves(
         {arm: [result.folder] for arm, result in results.items()},
         curves,
         references=references,
@@ -132,7 +135,7 @@ def write(experiment: Experiment, results: Mapping[str, run.Result], folder: Pat
         log_steps=experiment.log_steps,
     )
     scores = {arm: np.asarray(r.evaluate().returns)[:, -1].mean(axis=-1).tolist() for arm, r in results.items()}
-    plot.bars(scores, bars, references, experiment.title)
+    plots.bars(scores, bars, references, experiment.title)
     table = folder / f"{experiment.name}.csv"
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -148,7 +151,7 @@ def write(experiment: Experiment, results: Mapping[str, run.Result], folder: Pat
         "figure": experiment.name,
         "minutes_of_this_call": round(minutes, 1),
         "references": references,
-        "environment": runinfo.environment_record(),
+        "environment": machine.environment_record(),
         "arms": {arm: to_dict(result.config) for arm, result in results.items()},
     }
     record.write_text(json.dumps(found, indent=2) + "\n")
@@ -162,10 +165,10 @@ def _measure(experiment: Measurement, folder: Path, seeds: int) -> list[Path]:
     picture, table, record = (folder / f"{experiment.name}.{kind}" for kind in ("png", "csv", "json"))
     if experiment.x is None:
         means = {arm: values.mean(axis=1) for arm, values in arms.items()}
-        plot.bars(means, picture, {}, experiment.title, experiment.ylabel)
+        plots.bars(means, picture, {}, experiment.title, experiment.ylabel)
     else:
         labels = experiment.title, experiment.xlabel, experiment.ylabel
-        plot.lines(arms, experiment.x, picture, *labels, log=experiment.log)
+        plots.lines(arms, experiment.x, picture, *labels, log=experiment.log)
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["arm", "x", "seeds", "mean", "low_95", "high_95", "values"])

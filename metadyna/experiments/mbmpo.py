@@ -18,24 +18,27 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from metadyna import plot, replay, run, stats
-from metadyna.dists import normal_kl
+from metadyna.collect import replay
+from metadyna.collect.device import DeviceCollector
+from metadyna.collect.episodes import episode_returns
 from metadyna.envs.control import OneTask, PointMass
 from metadyna.experiments.records import Measured
-from metadyna.gaussian_policy import GaussianPolicy, practise
 from metadyna.improve.meta import MetaPPO, MetaTRPO
+from metadyna.models.bounded import Nearby
 from metadyna.models.fit import FitState
 from metadyna.models.gaussian import Standardiser
 from metadyna.models.imagine import Predictor, WorldModel, open_loop_errors
-from metadyna.models.nearby import Nearby
 from metadyna.models.world import known_world
-from metadyna.rollout import DeviceCollector, episode_returns
+from metadyna.pictures import plots
+from metadyna.policies.distributions import normal_kl
+from metadyna.policies.gaussian import GaussianPolicy, practise
+from metadyna.runs import loop, stats
 from metadyna.systems.mbmpo import MBMPO, State
 from metadyna.types import Collector
 
 METHOD = "MB-MPO"
 
-PUBLISHED: Mapping[str, tuple[plot.Numbers, plot.Numbers]] = {
+PUBLISHED: Mapping[str, tuple[plots.Numbers, plots.Numbers]] = {
     METHOD: ((1e4, 2e4, 5e4, 1e5, 2e5, 4e5), (100, 285, 525, 590, 628, 640)),
     "ME-TRPO": ((1e4, 2e4, 5e4, 1e5, 2e5, 4e5), (-29, 93, 268, 381, 486, 555)),
     "MPC-RS": ((1e4, 2e4, 5e4, 1e5, 2e5), (10, 50, 60, 70, 74)),
@@ -62,7 +65,7 @@ Records = Mapping[str, Sequence[Measured]]
 Curve = tuple[Sequence[int], Float[np.ndarray, "seeds points"]]
 
 
-def measure(result: run.Result) -> Measured:
+def measure(result: loop.Result) -> Measured:
     """Of one seed, by real steps: returns that were lived while learning, with drawn actions; those of evaluations with
     the mean action; and what the iterations told."""
     rows = result.metrics
@@ -109,9 +112,9 @@ def rivals(records: Records, folder: Path, name: str) -> list[Path]:
     arms = {arm: curve(each, "lived") for arm, each in records.items()}
     title = "Half-cheetah, episodes of 200 steps: what was lived with drawn actions"
     marks = {arm: points for arm, points in PUBLISHED.items() if arm in arms}
-    plot.curves(arms, picture, title, "real steps", "return", log_x=True, marks=marks)
+    plots.curves(arms, picture, title, "real steps", "return", log_x=True, marks=marks)
     title = "What the models promise beyond what is kept"
-    plot.curves({METHOD: gap(records[METHOD])}, promises, title, "real steps", "imagined - real return")
+    plots.curves({METHOD: gap(records[METHOD])}, promises, title, "real steps", "imagined - real return")
     _tabulate(records, table)
     _tabulate_told({METHOD: records[METHOD]}, iterations)
     return [picture, promises, table, iterations]
@@ -122,7 +125,7 @@ def variants(records: Records, folder: Path, name: str) -> list[Path]:
     picture, table, iterations = (folder / f"{name}{ending}" for ending in (".png", ".csv", "-iterations.csv"))
     arms = {arm: curve(each, "lived") for arm, each in records.items()}
     title = "Half-cheetah: does adaptation help?"
-    plot.curves(arms, picture, title, "real steps", "return")
+    plots.curves(arms, picture, title, "real steps", "return")
     _tabulate(records, table)
     _tabulate_told(records, iterations)
     return [picture, table, iterations]
@@ -174,7 +177,7 @@ COARSE = 25
 """Cells per side that are kept in a record."""
 
 
-def survey_run(result: run.Result) -> Measured:
+def survey_run(result: loop.Result) -> Measured:
     """Of one seed on the point mass: its returns, and maps of the plane."""
     system: Any = result.config.system
     state = jax.tree.map(lambda x: x[0], result.state.system)
@@ -281,7 +284,7 @@ def _maps(records: Records, folder: Path, name: str, shown: Mapping[str, str], t
         pictures.append(folder / f"{name}-{arm.replace(' ', '-')}.png")
         grids = {label: np.array(each[0]["maps"][key]) for key, label in shown.items()}
         grids = {label: np.log10(1 + grid) if label.startswith("log10") else grid for label, grid in grids.items()}
-        plot.maps(grids, HALF, pictures[-1], f"{title} ({arm}, first seed)")
+        plots.maps(grids, HALF, pictures[-1], f"{title} ({arm}, first seed)")
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["arm", "quantity", "seeds", "mean", "low_95", "high_95", "values"])
@@ -398,7 +401,7 @@ class FaultyModels:
 LOOKED_AT = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-def measure_open_loop(result: run.Result) -> Measured:
+def measure_open_loop(result: loop.Result) -> Measured:
     """Of one seed: its returns, and how wrong the models are after 1 to 1,000 steps without looking.
 
     Errors are root mean squares over the entries of the observation, each in deviations of its own, and medians over
@@ -421,10 +424,10 @@ def long_horizons(records: Records, folder: Path, name: str) -> list[Path]:
     picture, wrong, table = (folder / f"{name}{ending}" for ending in (".png", "-error.png", ".csv"))
     arms = {arm: curve(each, "lived") for arm, each in records.items()}
     title = "Half-cheetah, episodes of 1,000 steps, by the imagined horizon"
-    plot.curves(arms, picture, title, "real steps", "return")
+    plots.curves(arms, picture, title, "real steps", "return")
     errors = {arm: (each[0]["horizons"], np.array([one["errors"] for one in each])) for arm, each in records.items()}
     title = "Error of the models without looking, in deviations of what was lived"
-    plot.curves(errors, wrong, title, "steps", "error", log_x=True, log=True)
+    plots.curves(errors, wrong, title, "steps", "error", log_x=True, log=True)
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["arm", "quantity", "at", "seeds", "mean", "low_95", "high_95", "values"])

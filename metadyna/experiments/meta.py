@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metadyna import plot, run, stats
+from metadyna.collect.episodes import episode_lengths, episode_returns
 from metadyna.experiments.records import Measured
-from metadyna.rollout import episode_lengths, episode_returns
+from metadyna.pictures import plots
+from metadyna.runs import loop, stats
 
 PUBLISHED = (-40.41, -11.68, -3.33, -3.23)
 """Return of MAML's navigation after 0 to 3 inner steps (Finn et al. 2017; means of the files kept in its code)."""
@@ -26,7 +27,7 @@ FACTORS = {"half": 0.5, "quarter": 0.25}
 SHOWN_TASKS = 4
 
 
-def measure(result: run.Result) -> Measured:
+def measure(result: loop.Result) -> Measured:
     """Of one seed: mean returns on all test tasks by inner step, for each size of the later ones; and some paths."""
     system: Any = result.config.system
     params = jax.tree.map(lambda x: x[0], result.params)
@@ -43,7 +44,7 @@ def measure(result: run.Result) -> Measured:
     }
 
 
-def _returns(result: run.Result, factor: float) -> list[float]:
+def _returns(result: loop.Result, factor: float) -> list[float]:
     """Mean return of 40 episodes of every test task, by inner step."""
     system: Any = replace(result.config.system, episodes=EPISODES, later_factor=factor)
     params = jax.tree.map(lambda x: x[0], result.params)
@@ -72,11 +73,11 @@ def navigation(records: Mapping[str, Sequence[Measured]], folder: Path, name: st
         costs = {arm: -values for arm, values in arms.items()}
         marks = {"published (half)": [-value for value in PUBLISHED[:count]]}
         labels = "inner gradient steps", "cost (- return)"
-        plot.lines(costs, range(count), curves[size], title, *labels, log=True, marks=marks)
+        plots.lines(costs, range(count), curves[size], title, *labels, log=True, marks=marks)
     first = next(iter(records.values()))[0]
     title = "An episode after 0, 1, 2, … inner steps, and the hidden goal"
-    plot.paths(first["goals"], first["paths"], paths, title)
-    plot.paths_clip(first["goals"], first["paths"], clip, title)
+    plots.paths(first["goals"], first["paths"], paths, title)
+    plots.paths_clip(first["goals"], first["paths"], clip, title)
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         header = "arm later_steps inner_steps seeds mean_return low_95 high_95 seconds_per_iteration returns"

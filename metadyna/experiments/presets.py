@@ -5,9 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from metadyna.adapt.gradient import GradientSteps
-from metadyna.config import Config
+from metadyna.data.source import Gathering
 from metadyna.errors import unknown
-from metadyna.gathering import Gathering
 from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.ddqn import DDQN
 from metadyna.improve.meta import MetaPPO, MetaTRPO
@@ -18,6 +17,7 @@ from metadyna.models.fit import Fit
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.planning.act import TreeActing
 from metadyna.planning.mpc import MPC
+from metadyna.runs.config import Config
 from metadyna.search.cem import CEM
 from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM

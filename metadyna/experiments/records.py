@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metadyna import run, runinfo
-from metadyna.config import Config, to_dict
 from metadyna.errors import UserError, unknown
+from metadyna.provenance import machine
+from metadyna.runs import loop
+from metadyna.runs.config import Config, to_dict
 
 Measured = Mapping[str, Any]
 """Plain JSON values by name."""
@@ -26,7 +27,7 @@ class Study:
     arms: Mapping[str, Config | Trial]
     """Runs, or anything else that can be measured as a function of a seed."""
     seeds: int
-    measure: Callable[[run.Result], Measured]
+    measure: Callable[[loop.Result], Measured]
     report: Callable[[Mapping[str, Sequence[Measured]], Path, str], list[Path]]
     """Draw and tabulate the records of every arm in a folder, under the study's name."""
     runs_of: str | None = None
@@ -50,7 +51,7 @@ class Study:
             folder = place.with_suffix("")
             print(f"{arm}, seed {seed}: {folder}")
             begun = (folder / "config.json").exists()
-            result = run.resume(folder, config) if begun else run.run(config, folder)
+            result = loop.resume(folder, config) if begun else loop.run(config, folder)
             if result.interrupted:
                 print(f"interrupted during '{arm}', seed {seed}; the same command goes on from there")
                 raise KeyboardInterrupt
@@ -67,7 +68,7 @@ def kept(place: Path, seed: int, settings: Any, find: Callable[[], Measured]) ->
     if not place.exists():
         started = time.monotonic()
         found = {"seed": seed, "settings": settings, "measured": find()}
-        found |= {"minutes": round((time.monotonic() - started) / 60, 2), "environment": runinfo.environment_record()}
+        found |= {"minutes": round((time.monotonic() - started) / 60, 2), "environment": machine.environment_record()}
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_suffix(".partial")  # whatever bears the name is complete
         partial.write_text(json.dumps(found, indent=1) + "\n")

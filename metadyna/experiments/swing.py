@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from metadyna.collect.device import DeviceCollector
+from metadyna.collect.episodes import episode_returns
 from metadyna.envs.control import OneTask, Pendulum
 from metadyna.experiments.presets import PETS_QUICK
 from metadyna.models import fit as fits
@@ -22,7 +24,6 @@ from metadyna.models.fit import Fit, FitState
 from metadyna.models.gaussian import Ensemble, GaussianEnsemble
 from metadyna.models.imagine import Predictor, open_loop_errors, sequence_returns
 from metadyna.models.world import known_world
-from metadyna.rollout import DeviceCollector, episode_returns
 from metadyna.search import maximise
 from metadyna.search.random import RandomShooting
 from metadyna.systems.mpc import PETS, Params

@@ -25,8 +25,8 @@ from metadyna.models.abstract import (
     transition_loss,
     unrelated,
 )
-from metadyna.models.sight import Sight
-from metadyna.nets import MLP
+from metadyna.nets.layers import MLP
+from metadyna.nets.sight import Sight
 from metadyna.settings import check_choices, check_ranges
 from metadyna.types import Transition
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
+from metadyna.collect.returns import masked_mean
 from metadyna.improve.descend import descend
-from metadyna.returns import masked_mean
 from metadyna.settings import check_ranges
 
 LossFn = Callable[[Any], tuple[Array, dict[str, Array]]]
@@ -105,15 +105,6 @@ class DDQN:
 
         target = jax.lax.cond(updates % period == 0, moved, lambda: learner.target)
         return Learner(weights, target, optimiser, updates), metrics
-
-
-def greedy_or_random(
-    values: Float[Array, "actions"], epsilon: Float[Array, ""] | float, key: PRNGKeyArray
-) -> Int[Array, ""]:
-    """Take the best action, or with probability ε a uniformly random one."""
-    k_coin, k_action = jax.random.split(key)
-    random = jax.random.randint(k_action, (), 0, values.shape[-1])
-    return jnp.where(jax.random.uniform(k_coin) < epsilon, random, jnp.argmax(values))
 
 
 def double_q_target(

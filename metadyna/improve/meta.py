@@ -16,13 +16,13 @@ import optax
 from jaxtyping import Array, Float
 
 from metadyna.adapt.gradient import GradientSteps, Meta
-from metadyna.dists import normal_kl, normal_log_prob
-from metadyna.gaussian_policy import GaussianPolicy
+from metadyna.collect.returns import masked_mean, standardise
 from metadyna.improve.descend import descend
 from metadyna.improve.on_policy import Weighed, dice, log_likelihood, over_steps, surrogate, weigh_episodes
 from metadyna.improve.ppo import clipped_surrogate
 from metadyna.improve.trpo import TRPO
-from metadyna.returns import masked_mean, standardise
+from metadyna.policies.distributions import normal_kl, normal_log_prob
+from metadyna.policies.gaussian import GaussianPolicy
 from metadyna.settings import check_choices, check_ranges
 from metadyna.types import Transition
 

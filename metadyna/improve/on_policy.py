@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from metadyna.dists import normal_entropy, normal_kl, normal_log_prob
-from metadyna.gaussian_policy import GaussianPolicy
+from metadyna.collect.episodes import valid_steps
+from metadyna.collect.returns import gae, masked_mean, rewards_to_go, standardise
 from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.trpo import TRPO
-from metadyna.returns import gae, masked_mean, rewards_to_go, standardise
-from metadyna.rollout import valid_steps
+from metadyna.policies.distributions import normal_entropy, normal_kl, normal_log_prob
+from metadyna.policies.gaussian import GaussianPolicy
 from metadyna.types import Transition
 
 

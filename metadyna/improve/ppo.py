@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from metadyna.dists import normal_entropy, normal_log_prob
-from metadyna.gaussian_policy import GaussianPolicy
+from metadyna.collect.returns import standardise
 from metadyna.improve.descend import descend
-from metadyna.nets import MLP
-from metadyna.returns import standardise
+from metadyna.nets.layers import MLP
+from metadyna.policies.distributions import normal_entropy, normal_log_prob
+from metadyna.policies.gaussian import GaussianPolicy
 from metadyna.settings import check_ranges
 
 

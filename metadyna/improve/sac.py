@@ -9,24 +9,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from metadyna.dists import squashed_normal
 from metadyna.improve.descend import descend
-from metadyna.nets import MLP
+from metadyna.nets.layers import MLP
+from metadyna.policies.distributions import squashed_normal
+from metadyna.policies.squashed import Actor
 from metadyna.settings import check_ranges
-from metadyna.types import TimeStep, Transition
-
-LOG_STD_RANGE = (-20.0, 2.0)
-
-
-class Actor(eqx.Module):
-    """Squashed Gaussian over actions in (-1, 1), given features."""
-
-    mlp: MLP
-
-    def __call__(self, x: Float[Array, "features"]) -> tuple[Float[Array, "actions"], Float[Array, "actions"]]:
-        """Mean and log standard deviation before the squashing."""
-        mean, log_std = jnp.split(self.mlp(x), 2, axis=-1)
-        return mean, jnp.clip(log_std, *LOG_STD_RANGE)
+from metadyna.types import Transition
 
 
 class Critic(eqx.Module):
@@ -154,35 +142,10 @@ class SAC:
 
     def critic_target(self, learner: SACLearner, batch: Transition, key: PRNGKeyArray) -> Float[Array, "B"]:
         """r + γ (min Q'(s', a') - α log π(a'|s')) with a fresh a'; no future where the MDP terminated. eq. 5."""
-        action, log_prob = squashed_normal(*jax.vmap(learner.actor)(batch.next_obs), key)
+        mean, log_std = jax.vmap(learner.actor)(batch.next_obs)
+        action, log_prob = squashed_normal(mean, log_std, key)
         value = _least(learner.targets, batch.next_obs, action) - jnp.exp(learner.log_temperature) * log_prob
         return batch.reward + self.discount * batch.discount * value
-
-
-def sac_action(
-    actor: Actor, x: Float[Array, "features"], key: PRNGKeyArray, stochastic: bool | Array = True
-) -> Float[Array, "actions"]:
-    """Draw an action, or take the squashed mean."""
-    mean, log_std = actor(x)
-    return jnp.where(stochastic, squashed_normal(mean, log_std, key)[0], jnp.tanh(mean))
-
-
-def practise(
-    params: tuple[Actor, Array], carry: tuple[()], timestep: TimeStep, key: PRNGKeyArray
-) -> tuple[Array, tuple[()], tuple[()]]:
-    """Draw from the policy, or uniformly while warming up."""
-    actor, random = params
-    k_action, k_random = jax.random.split(key)
-    action = sac_action(actor, timestep.obs, k_action)
-    uniform = jax.random.uniform(k_random, action.shape, minval=-1, maxval=1)
-    return jnp.where(random, uniform, action), carry, ()
-
-
-def perform(
-    actor: Actor, carry: tuple[()], timestep: TimeStep, key: PRNGKeyArray
-) -> tuple[Array, tuple[()], tuple[()]]:
-    """Take the policy's mean action."""
-    return sac_action(actor, timestep.obs, key, stochastic=False), carry, ()
 
 
 def _critic_loss(critics: tuple[Critic, Critic], batch: Transition, target: Array) -> Float[Array, ""]:
@@ -193,7 +156,8 @@ def _critic_loss(critics: tuple[Critic, Critic], batch: Transition, target: Arra
 def _actor_loss(
     actor: Actor, critics: tuple[Critic, Critic], temperature: Array, obs: Array, key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Float[Array, "B"]]:
-    action, log_prob = squashed_normal(*jax.vmap(actor)(obs), key)
+    mean, log_std = jax.vmap(actor)(obs)
+    action, log_prob = squashed_normal(mean, log_std, key)
     return jnp.mean(temperature * log_prob - _least(critics, obs, action)), log_prob  # eq. 9
 
 

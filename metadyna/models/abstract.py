@@ -15,29 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from metadyna.errors import UserError
-from metadyna.nets import MLP, Conv, ConvNet, Linear, glorot
+from metadyna.nets.convolutions import Conv, ConvNet
+from metadyna.nets.layers import MLP, Linear, glorot
+from metadyna.nets.pictures import TRUNK_POOLS, Encoder
 from metadyna.settings import check_ranges
 
 SPREAD = 5.0
 """C_d: how fast the pull between two abstract states falls with their distance."""
-
-TRUNK_POOLS = (1, 2, 3)
-"""Pooling of the encoder's convolutions: together they make one site of 6 × 6 pixels."""
-
-
-class Encoder(eqx.Module):
-    """From a picture to an abstract state: e(s)."""
-
-    trunk: ConvNet
-    head: Conv | MLP
-
-    def __call__(self, picture: Float[Array, "height width"]) -> Float[Array, "*abstract"]:
-        """Encode one picture."""
-        return self.finish(self.trunk(picture[..., None]))
-
-    def finish(self, sites: Float[Array, "rows columns channels"]) -> Float[Array, "*abstract"]:
-        """What follows the trunk."""
-        return self.head(sites) if isinstance(self.head, Conv) else self.head(sites.reshape(-1))
 
 
 class SpatialHead(eqx.Module):
@@ -48,7 +32,7 @@ class SpatialHead(eqx.Module):
 
     @staticmethod
     def zeros(shape: tuple[int, int, int], outputs: int) -> "SpatialHead":
-        """Build for a map [rows, columns, channels]; see `nets.glorot`."""
+        """Build for a map [rows, columns, channels]; see `layers.glorot`."""
         rows, columns, channels = shape
         convolutions = ConvNet.zeros((2, 3, 2, 1), (channels, 16, 32, 16, 4), pools=(1, 2, 1, 1))
         return SpatialHead(convolutions, _dense((rows // 2) * (columns // 2) * 4, 200, 50, 20, outputs))

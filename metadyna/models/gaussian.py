@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from metadyna.collect.returns import masked_mean
 from metadyna.errors import UserError
-from metadyna.nets import MLP, Linear
-from metadyna.returns import masked_mean
+from metadyna.nets.layers import MLP, Linear
 from metadyna.settings import check_choices, check_ranges
 
 _SMALLEST_STD = 1e-6

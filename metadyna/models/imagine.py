@@ -255,7 +255,7 @@ def branch(
     In every step the rows are dealt out to the elites anew, at random and in equal numbers. Each row's member is
     uniform, as when drawn for itself, but every member advances n/K rows instead of all n, in one matrix product.
 
-    `last` and a `discount` of 0 mark a predicted end; steps after it are padding (`rollout.valid_steps`), in which
+    `last` and a `discount` of 0 mark a predicted end; steps after it are padding (`episodes.valid_steps`), in which
     the observation stays where it was, for a model that is led beyond the end may overflow. A branch that is cut off
     at the horizon is not `last`.
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from metadyna.errors import UserError
-from metadyna.improve.ddqn import greedy_or_random
 from metadyna.models.abstract import Abstract
-from metadyna.models.sight import look, sight
+from metadyna.nets.sight import look, sight
 from metadyna.planning.tree import at_a_time, planned_values
+from metadyna.policies.action_values import greedy_or_random
 from metadyna.settings import check_ranges
 from metadyna.types import Collector, TimeStep, Transition
 

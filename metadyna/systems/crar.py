@@ -29,12 +29,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from metadyna import replay
-from metadyna.gathering import Gathering
+from metadyna.collect import replay
+from metadyna.data.source import Gathering
 from metadyna.improve.abstract import AbstractLearner, AbstractLearning
 from metadyna.improve.repeat import repeat_updates
 from metadyna.models.abstract import Abstract, Spatial, Vector
-from metadyna.models.sight import picture_shape, sight
+from metadyna.nets.sight import picture_shape, sight
 from metadyna.planning.act import TreeActing
 from metadyna.settings import check_ranges
 from metadyna.types import Collector, Metrics, Transition, num_actions

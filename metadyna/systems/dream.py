@@ -31,7 +31,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from metadyna import replay
 from metadyna.adapt.context import (
     ProblemEncoder,
     TrajectoryDecoder,
@@ -41,19 +40,14 @@ from metadyna.adapt.context import (
     final_prefix,
     information_gain,
 )
+from metadyna.collect import replay
+from metadyna.collect.episodes import all_observations, episode_lengths, episode_returns, previous_actions, valid_steps
 from metadyna.errors import UserError
-from metadyna.improve.ddqn import DDQN, Learner, double_q_target, greedy_or_random, td_loss
+from metadyna.improve.ddqn import DDQN, Learner, double_q_target, td_loss
 from metadyna.improve.repeat import repeat_updates
-from metadyna.nets import LSTMState
-from metadyna.observations import Distinct
-from metadyna.policies import ExplorePolicy, FeedForwardPolicy, RecurrentPolicy
-from metadyna.rollout import (
-    all_observations,
-    episode_lengths,
-    episode_returns,
-    previous_actions,
-    valid_steps,
-)
+from metadyna.nets.distinct import Distinct
+from metadyna.nets.recurrent import LSTMState
+from metadyna.policies.action_values import ExplorePolicy, FeedForwardPolicy, RecurrentPolicy, greedy_or_random
 from metadyna.settings import check_choices, check_ranges
 from metadyna.types import Average, Collector, EnvSpec, Metrics, TimeStep, Transition, sizes
 

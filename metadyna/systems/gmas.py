@@ -25,16 +25,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from metadyna import replay
+from metadyna.collect import replay
+from metadyna.data.source import Gathering
 from metadyna.errors import UserError
-from metadyna.gathering import Gathering
 from metadyna.improve.abstract import AbstractLearner, AbstractLearning, Encoded
 from metadyna.improve.descend import descend, rmsprop
 from metadyna.improve.repeat import repeat_updates
 from metadyna.improve.slopes import Distance, distance, slope_loss
 from metadyna.models.abstract import Abstract, Spatial, SpatialHead, Vector, with_action
-from metadyna.models.sight import picture_shape, sight
-from metadyna.nets import MLP, glorot
+from metadyna.nets.layers import MLP, glorot
+from metadyna.nets.sight import picture_shape, sight
 from metadyna.planning.act import TreeActing
 from metadyna.planning.tree import at_a_time, depth_values
 from metadyna.settings import check_choices, check_ranges

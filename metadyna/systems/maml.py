@@ -30,11 +30,11 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from metadyna.adapt.gradient import Meta
+from metadyna.collect.episodes import episode_lengths, episode_returns
 from metadyna.errors import UserError
-from metadyna.gaussian_policy import Activation, GaussianPolicy, practise
 from metadyna.improve.meta import MetaPPO, MetaTRPO, Rounds
 from metadyna.improve.on_policy import Weighed
-from metadyna.rollout import episode_lengths, episode_returns
+from metadyna.policies.gaussian import Activation, GaussianPolicy, practise
 from metadyna.settings import check_choices, check_ranges
 from metadyna.types import Average, Collector, Metrics, Transition, box_sizes
 

@@ -29,19 +29,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from metadyna import replay
 from metadyna.adapt.gradient import GradientSteps, Meta
+from metadyna.collect import replay
+from metadyna.collect.episodes import episode_returns, valid_steps
 from metadyna.errors import UserError
-from metadyna.gaussian_policy import GaussianPolicy, perform, practise
 from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.improve.repeat import repeat_updates
 from metadyna.models import fit as fits
+from metadyna.models.bounded import Nearby, Scaled
 from metadyna.models.fit import Fit, FitState
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import WorldModel, branch
-from metadyna.models.nearby import Nearby, Scaled
 from metadyna.models.world import known_world
-from metadyna.rollout import episode_returns, valid_steps
+from metadyna.policies.gaussian import GaussianPolicy, perform, practise
 from metadyna.settings import check_choices, check_ranges
 from metadyna.types import Average, Collector, Metrics, TimeStep, Transition, box_sizes
 

@@ -22,15 +22,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from metadyna import replay
+from metadyna.collect import replay
 from metadyna.errors import UserError
 from metadyna.improve.repeat import repeat_updates
-from metadyna.improve.sac import SAC, Actor, SACLearner, perform, practise
+from metadyna.improve.sac import SAC, SACLearner
 from metadyna.models import fit as fits
 from metadyna.models.fit import Fit, FitState
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import WorldModel, branch
 from metadyna.models.world import learnt_world
+from metadyna.policies.squashed import Actor, perform, practise
 from metadyna.settings import check_ranges
 from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
 

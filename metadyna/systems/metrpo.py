@@ -20,18 +20,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from metadyna import replay
-from metadyna.gaussian_policy import GaussianPolicy, perform, practise
+from metadyna.collect import replay
+from metadyna.collect.episodes import episode_returns
 from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.on_policy import refit, trust_region_step, weigh, whole
 from metadyna.improve.trpo import TRPO
 from metadyna.models import fit as fits
+from metadyna.models.bounded import Nearby
 from metadyna.models.fit import Fit, FitState
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import WorldModel, branch
-from metadyna.models.nearby import Nearby
 from metadyna.models.world import known_world
-from metadyna.rollout import episode_returns
+from metadyna.policies.gaussian import GaussianPolicy, perform, practise
 from metadyna.settings import check_ranges
 from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
 

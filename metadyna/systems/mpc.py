@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-from metadyna import replay
+from metadyna.collect import replay
 from metadyna.errors import UserError
 from metadyna.models import fit as fits
 from metadyna.models.fit import Fit, FitState

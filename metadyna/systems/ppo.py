@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from metadyna.collect.returns import gae
 from metadyna.errors import UserError
-from metadyna.gaussian_policy import GaussianPolicy
 from metadyna.improve.ppo import PPO, OnPolicyBatch, PPOLearner, values
-from metadyna.normalise import Moments
-from metadyna.returns import gae
+from metadyna.nets.moments import Moments
+from metadyna.policies.gaussian import GaussianPolicy
 from metadyna.settings import check_ranges
 from metadyna.types import Average, Collected, Collector, Metrics, TimeStep, Transition, box_sizes
 

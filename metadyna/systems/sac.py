@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from metadyna import replay
+from metadyna.collect import replay
 from metadyna.errors import UserError
 from metadyna.improve.repeat import repeat_updates
-from metadyna.improve.sac import SAC, Actor, SACLearner, perform, practise
+from metadyna.improve.sac import SAC, SACLearner
+from metadyna.policies.squashed import Actor, perform, practise
 from metadyna.settings import check_ranges
 from metadyna.types import Collected, Collector, Metrics, Transition, box_sizes
 

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from metadyna.gaussian_policy import GaussianPolicy, perform, practise
 from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.on_policy import refit, trust_region_step, weigh
 from metadyna.improve.trpo import TRPO
+from metadyna.policies.gaussian import GaussianPolicy, perform, practise
 from metadyna.settings import check_ranges
 from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
 

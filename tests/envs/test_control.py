@@ -10,6 +10,8 @@ import mujoco
 import numpy as np
 import pytest
 
+from metadyna.collect.device import DeviceCollector
+from metadyna.collect.episodes import episode_lengths, episode_returns
 from metadyna.envs import TASKS, make
 from metadyna.envs.control import (
     BODIES,
@@ -31,7 +33,6 @@ from metadyna.envs.control import (
     Rod,
     RodPendulum,
 )
-from metadyna.rollout import DeviceCollector, episode_lengths, episode_returns
 from metadyna.types import Env, Known
 
 KEY = jax.random.key(0)

@@ -10,10 +10,10 @@ import pytest
 from gymnasium import spaces
 
 from metadyna import envs
+from metadyna.collect.host import HostCollector
 from metadyna.envs.control import OneTask, Pendulum
 from metadyna.envs.gym import DEFAULT_HORIZON, GymEnv, from_name
 from metadyna.errors import UserError
-from metadyna.host import HostCollector
 
 KEY = jax.random.key(0)
 

@@ -9,11 +9,11 @@ import mujoco
 import numpy as np
 import pytest
 
+from metadyna.collect.episodes import episode_returns
+from metadyna.collect.host import HostCollector
 from metadyna.envs import ROBOT_NAMES, SHORT_ROBOT_NAMES, make
 from metadyna.envs.mujoco import ERRANDS, ROBOTS, SHORT, Arm, HostRobot, KnownRobot, Snapshot
 from metadyna.errors import UserError
-from metadyna.host import HostCollector
-from metadyna.rollout import episode_returns
 from metadyna.types import HostEnv, Known
 
 ALONE = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0}

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from metadyna import replay
+from metadyna.collect import replay
 from metadyna.errors import UserError
 from metadyna.improve.abstract import AbstractLearning, Encoded
-from metadyna.models.abstract import Abstract, Encoder, Spatial, Vector
-from metadyna.nets import MLP, ConvNet, Linear
+from metadyna.models.abstract import Abstract, Spatial, Vector
+from metadyna.nets.convolutions import ConvNet
+from metadyna.nets.layers import MLP, Linear
+from metadyna.nets.pictures import Encoder
 from metadyna.types import Transition
 
 KEY = jax.random.key(0)

@@ -8,18 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from metadyna import replay
+from metadyna.collect import replay
+from metadyna.collect.device import DeviceCollector
+from metadyna.collect.episodes import valid_steps
 from metadyna.envs.probes import PROBES, values
 from metadyna.errors import UserError
-from metadyna.improve.ddqn import (
-    DDQN,
-    double_q_target,
-    greedy_or_random,
-    td_loss,
-)
+from metadyna.improve.ddqn import DDQN, double_q_target, td_loss
 from metadyna.improve.repeat import repeat_updates
-from metadyna.nets import MLP
-from metadyna.rollout import DeviceCollector, valid_steps
+from metadyna.nets.layers import MLP
+from metadyna.policies.action_values import greedy_or_random
 
 KEY = jax.random.key(0)
 

@@ -10,15 +10,15 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from metadyna.adapt.gradient import GradientSteps
-from metadyna.dists import normal_kl, normal_log_prob
+from metadyna.collect.device import DeviceCollector
+from metadyna.collect.returns import masked_mean
 from metadyna.envs import make
-from metadyna.gaussian_policy import GaussianPolicy, practise
 from metadyna.improve import meta as module
 from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.improve.on_policy import Weighed, dice_worth, over_steps, surrogate, trust_region_step
 from metadyna.improve.trpo import TRPO
-from metadyna.returns import masked_mean
-from metadyna.rollout import DeviceCollector
+from metadyna.policies.distributions import normal_kl, normal_log_prob
+from metadyna.policies.gaussian import GaussianPolicy, practise
 
 KEY = jax.random.key(0)
 TASKS = 3

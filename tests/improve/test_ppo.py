@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadyna.dists import normal_log_prob
 from metadyna.errors import UserError
-from metadyna.gaussian_policy import GaussianPolicy
 from metadyna.improve.ppo import PPO, ActorCritic, OnPolicyBatch, clipped_surrogate, values
+from metadyna.policies.distributions import normal_log_prob
+from metadyna.policies.gaussian import GaussianPolicy
 
 KEY = jax.random.key(0)
 SMALL = PPO(widths=(8,), epochs=3, minibatches=4, log_std=-0.7)

@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from metadyna.dists import squashed_log_prob
 from metadyna.errors import UserError
-from metadyna.improve.sac import SAC, Critic, SACLearner, perform, practise, sac_action
-from metadyna.nets import MLP, Linear
+from metadyna.improve.sac import SAC, Critic, SACLearner
+from metadyna.nets.layers import MLP, Linear
+from metadyna.policies.distributions import squashed_log_prob
+from metadyna.policies.squashed import perform, practise, sac_action
 from metadyna.types import TimeStep, Transition
 
 KEY = jax.random.key(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metadyna.improve.slopes import distance, slope_loss
-from metadyna.nets import MLP
+from metadyna.nets.layers import MLP
 
 KEY = jax.random.key(0)
 KINDS = ("cosine", "l2", "squared-l2")

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadyna.dists import normal_log_prob
-from metadyna.gaussian_policy import GaussianPolicy
+from metadyna.collect.returns import standardise
 from metadyna.improve.on_policy import Weighed, dice, dice_worth, log_likelihood, refit, surrogate, weigh_episodes
-from metadyna.nets import MLP, Linear
-from metadyna.returns import standardise
+from metadyna.nets.layers import MLP, Linear
+from metadyna.policies.distributions import normal_log_prob
+from metadyna.policies.gaussian import GaussianPolicy
 from metadyna.types import Transition
 
 KEY = jax.random.key(0)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadyna.dists import normal_kl, normal_log_prob
 from metadyna.errors import UserError
-from metadyna.gaussian_policy import GaussianPolicy
 from metadyna.improve.trpo import TRPO, conjugate_gradient
+from metadyna.policies.distributions import normal_kl, normal_log_prob
+from metadyna.policies.gaussian import GaussianPolicy
 
 KEY = jax.random.key(0)
 

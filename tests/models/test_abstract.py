@@ -11,7 +11,6 @@ import pytest
 from metadyna.errors import UserError
 from metadyna.models.abstract import (
     Abstract,
-    Encoder,
     Spatial,
     Vector,
     discount_loss,
@@ -22,7 +21,9 @@ from metadyna.models.abstract import (
     unrelated,
     with_action,
 )
-from metadyna.nets import MLP, ConvNet, Linear, num_parameters
+from metadyna.nets.convolutions import ConvNet
+from metadyna.nets.layers import MLP, Linear, num_parameters
+from metadyna.nets.pictures import Encoder
 
 KEY = jax.random.key(0)
 PARTS = ("encoder", "change", "reward", "discount", "value")

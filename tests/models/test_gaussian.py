@@ -17,7 +17,7 @@ from metadyna.models.gaussian import (
     bounded_variance,
     swish,
 )
-from metadyna.nets import num_parameters
+from metadyna.nets.layers import num_parameters
 
 KEY = jax.random.key(0)
 SMALL = GaussianEnsemble(members=3, elites=2, widths=(8, 6), weight_decay=(0.1, 0.2, 0.3))

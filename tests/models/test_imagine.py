@@ -10,17 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metadyna.collect.device import DeviceCollector
+from metadyna.collect.episodes import episode_lengths, episode_returns, valid_steps
 from metadyna.errors import UserError
 from metadyna.models.gaussian import GaussianEnsemble
-from metadyna.models.imagine import (
-    Dynamics,
-    Predictor,
-    WorldModel,
-    branch,
-    open_loop_errors,
-    sequence_returns,
-)
-from metadyna.rollout import DeviceCollector, episode_lengths, episode_returns, valid_steps
+from metadyna.models.imagine import Dynamics, Predictor, WorldModel, branch, open_loop_errors, sequence_returns
 from metadyna.types import Box, EnvSpec, Known, TimeStep, Transition
 from tests.models.test_gaussian import constant
 

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from metadyna import run
 from metadyna.envs import CONTROLS, MAZES
 from metadyna.errors import UserError
+from metadyna.runs import loop
 from metadyna.systems import SYSTEMS
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.sac import SoftActorCritic
@@ -44,10 +44,10 @@ def test_every_system_is_in_the_table():
 def test_stopped_and_resumed_a_run_ends_as_in_one_go(name, task, tmp_path):
     """Training, evaluation, saving, loading and resuming, by one hash over every number."""
     config = tiny(name, task)
-    straight = run.run(config, tmp_path / "straight", progress=False)
-    stopped = run.run(replace(config, steps=config.steps // 2), tmp_path / "stopped", progress=False)
+    straight = loop.run(config, tmp_path / "straight", progress=False)
+    stopped = loop.run(replace(config, steps=config.steps // 2), tmp_path / "stopped", progress=False)
     assert sha256(stopped) != sha256(straight)
-    resumed = run.resume(stopped.folder, config, progress=False)
+    resumed = loop.resume(stopped.folder, config, progress=False)
     assert sha256(resumed) == sha256(straight)
     assert straight.steps == resumed.steps >= config.steps
     evaluated = [row for row in straight.metrics if "eval/return" in row]
@@ -59,16 +59,18 @@ def test_stopped_and_resumed_a_run_ends_as_in_one_go(name, task, tmp_path):
 @pytest.mark.parametrize(("name", "task"), COMPANY)
 def test_in_company_a_seed_ends_as_alone(name, task, tmp_path):
     config = tiny(name, task)
-    alone, together = (run.run(replace(config, seeds=seeds), tmp_path / str(seeds), progress=False) for seeds in (1, 2))
-    hashes = run.inspect(together.folder)["seed_sha256"]
-    assert hashes[0] == run.inspect(alone.folder)["seed_sha256"][0]
+    alone, together = (
+        loop.run(replace(config, seeds=seeds), tmp_path / str(seeds), progress=False) for seeds in (1, 2)
+    )
+    hashes = loop.inspect(together.folder)["seed_sha256"]
+    assert hashes[0] == loop.inspect(alone.folder)["seed_sha256"][0]
     assert hashes[1] != hashes[0]
 
 
 @pytest.mark.parametrize(("name", "task"), [row for row in TABLE if row[1] in {**CONTROLS, **MAZES}])
 def test_a_fresh_state_has_types_of_its_own(name, task):
     """Python's numbers leave arrays weakly typed, and what takes them is compiled once more for the next state."""
-    program = run.build(tiny(name, task))
+    program = loop.build(tiny(name, task))
     fresh = jax.eval_shape(program._init, jax.random.key(0))
     weak = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(fresh) if leaf.weak_type]
     assert weak == []
@@ -86,7 +88,7 @@ def test_only_what_was_lived_crosses_from_the_host_to_updates(system, tmp_path, 
 
     monkeypatch.setattr(system, "_improve", watched)
     name = next(name for name, each in SYSTEMS.items() if each is system)
-    run.run(tiny(name, "inverted-pendulum"), tmp_path / "run", progress=False)
+    loop.run(tiny(name, "inverted-pendulum"), tmp_path / "run", progress=False)
     # Observations of 4 before and after, an action, a reward and a discount in 32 bits, and whether it was the last.
     assert crossed == {(4 + 4 + 1 + 1 + 1) * 4 + 1}
 
@@ -94,7 +96,7 @@ def test_only_what_was_lived_crosses_from_the_host_to_updates(system, tmp_path, 
 @pytest.mark.parametrize("name", list(CONTINUOUS))
 def test_grids_are_refused_in_one_line(name, tmp_path):
     with pytest.raises(UserError, match=r"vectors of floats|reward|box"):
-        run.run(tiny(name, "city-5x5"), tmp_path / "run", progress=False)
+        loop.run(tiny(name, "city-5x5"), tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize(("name", "task", "wanted"), [
@@ -107,4 +109,4 @@ def test_grids_are_refused_in_one_line(name, tmp_path):
 def test_what_a_system_cannot_see_is_refused_in_one_line(name, task, wanted, tmp_path):
     config = TINY if name == "dream" else tiny(name)
     with pytest.raises(UserError, match=wanted):
-        run.run(replace(config, task=task), tmp_path / "run", progress=False)
+        loop.run(replace(config, task=task), tmp_path / "run", progress=False)

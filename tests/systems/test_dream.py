@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metadyna.collect.device import DeviceCollector
+from metadyna.collect.episodes import episode_lengths
 from metadyna.envs import make
 from metadyna.errors import UserError
 from metadyna.improve.ddqn import DDQN
-from metadyna.rollout import DeviceCollector, episode_lengths
 from metadyna.systems.dream import DREAM
 
 FAMILY = make("city-5x5")

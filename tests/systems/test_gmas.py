@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from metadyna import envs
+from metadyna.collect.device import DeviceCollector
+from metadyna.data.source import Gathering
 from metadyna.errors import UserError
 from metadyna.experiments import presets
-from metadyna.gathering import Gathering
 from metadyna.improve.abstract import AbstractLearning, Encoded
 from metadyna.improve.slopes import distance
-from metadyna.models.abstract import Abstract, Encoder, SpatialHead, Vector, with_action
-from metadyna.nets import MLP, ConvNet, Linear, glorot
+from metadyna.models.abstract import Abstract, SpatialHead, Vector, with_action
+from metadyna.nets.convolutions import ConvNet
+from metadyna.nets.layers import MLP, Linear, glorot
+from metadyna.nets.pictures import Encoder
 from metadyna.planning.act import TreeActing
 from metadyna.planning.tree import depth_values, planned_values
-from metadyna.rollout import DeviceCollector
 from metadyna.systems.crar import CRAR
 from metadyna.systems.gmas import GMAS, Errors, FarDiscount, Foreseen, ModelError, Uniform, _rmsprop
 from metadyna.types import Transition

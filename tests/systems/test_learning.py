@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metadyna.experiments.presets import preset
-from metadyna.run import run
+from metadyna.runs.loop import run
 
 pytestmark = pytest.mark.slow
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from metadyna.adapt.gradient import GradientSteps
+from metadyna.collect.device import DeviceCollector
+from metadyna.collect.episodes import valid_steps
 from metadyna.envs import make
 from metadyna.errors import UserError
 from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.improve.trpo import TRPO
-from metadyna.rollout import DeviceCollector, valid_steps
 from metadyna.systems.maml import EMAML, MAML, ProMP
 
 KEY = jax.random.key(0)

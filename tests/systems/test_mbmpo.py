@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from metadyna.adapt.gradient import GradientSteps
+from metadyna.collect.device import DeviceCollector
+from metadyna.collect.episodes import episode_returns, valid_steps
 from metadyna.envs import make
 from metadyna.envs.control import ControlState
 from metadyna.errors import UserError
-from metadyna.gaussian_policy import GaussianPolicy, practise
 from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.models import fit as fits
 from metadyna.models.fit import Fit
 from metadyna.models.imagine import WorldModel, branch
 from metadyna.models.world import known_world
-from metadyna.rollout import DeviceCollector, episode_returns, valid_steps
+from metadyna.policies.gaussian import GaussianPolicy, practise
 from metadyna.systems.mbmpo import MBMPO, Explorer, explore
 from metadyna.types import TimeStep
 from tests.tiny import CONTINUOUS

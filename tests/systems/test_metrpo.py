@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
+from metadyna.collect.device import DeviceCollector
 from metadyna.envs import make
 from metadyna.models.fit import FitState
 from metadyna.models.gaussian import Standardiser
 from metadyna.models.world import known_world
-from metadyna.rollout import DeviceCollector
 from metadyna.systems import metrpo
 from tests.tiny import CONTINUOUS
 

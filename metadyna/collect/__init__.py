@@ -1,0 +1,1 @@
+"""Living: collectors, episodes, returns, and the replay that keeps them."""

@@ -1,0 +1,1 @@
+"""Data sets: gathered at random, read and written in Minari's format."""

@@ -1,0 +1,1 @@
+"""Networks: Equinox modules whose every leaf is an array, and what prepares their inputs."""

@@ -1,0 +1,1 @@
+"""Policies and the distributions that they are made of."""

@@ -1,0 +1,173 @@
+"""Collecting: what an episode is, where it ends, and why."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadyna.collect.device import DeviceCollector
+from metadyna.collect.episodes import all_observations, episode_lengths, episode_returns, previous_actions, valid_steps
+from metadyna.envs.gridworld import COURSE_CITY, Action, CityGrid, GridTask, Split
+from metadyna.envs.probes import PROBES, Probe
+from metadyna.types import Average
+
+LEFT, UP, RIGHT, DOWN, STAY, RIDE, END, PICK_UP, DROP = Action
+KEY = jax.random.key(0)
+
+
+def collector_of(env):
+    return DeviceCollector(env, Split(env, (0,)))
+
+
+def scripted(actions, timestep_noted=lambda timestep: ()):
+    """An agent that plays `actions` in order; its memory counts steps."""
+
+    def act(params, count, timestep, key):
+        return jnp.array(actions)[count], count + 1, timestep_noted(timestep)
+
+    return act
+
+
+def random_act(params, carry, timestep, key):
+    return jax.random.randint(key, (), 0, len(Action)), carry + 1, (timestep.prev_action, carry)
+
+
+def play(env, *actions):
+    actions = actions + (STAY,) * (env.horizon - len(actions))
+    tasks = GridTask(jnp.zeros(1, jnp.int32), jnp.zeros((1, 2), jnp.int32))
+    return collector_of(env).episodes(scripted(actions), (), jnp.zeros(1, jnp.int32), tasks, KEY)
+
+
+@pytest.mark.parametrize(
+    ("last", "valid"),
+    [
+        ([0, 0, 1], [1, 1, 1]),
+        ([1, 0, 0], [1, 0, 0]),
+        ([0, 1, 0], [1, 1, 0]),
+        ([0, 1, 1], [1, 1, 0]),
+        ([1, 0, 1], [1, 0, 0]),
+        ([0, 0, 0], [1, 1, 1]),
+    ],
+)
+def test_steps_count_up_to_the_first_last(last, valid):
+    last, valid = jnp.array(last, bool), np.array(valid, bool)
+    np.testing.assert_array_equal(valid_steps(last), valid)
+    assert episode_lengths(last) == valid.sum()
+    both = jnp.stack([last, ~last], axis=1)
+    np.testing.assert_array_equal(valid_steps(both)[:, 0], valid)
+
+
+def test_rewards_after_the_end_do_not_count():
+    episodes = play(COURSE_CITY, UP, END)
+    assert episode_lengths(episodes.last).tolist() == [2]
+    assert episodes.reward.shape == (COURSE_CITY.horizon, 1)
+    assert jnp.all(episodes.reward[2:] != 0)
+    np.testing.assert_allclose(episode_returns(episodes), [-3.0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("env", "actions", "length", "discount"),
+    [
+        (CityGrid(timeout_terminates=True), (), 20, 0),
+        (CityGrid(timeout_terminates=False), (), 20, 1),
+        (CityGrid(timeout_terminates=False), (STAY, END), 2, 0),
+        (CityGrid(timeout_terminates=False), (LEFT, DOWN) * 4, 8, 0),
+    ],
+    ids=["horizon ends it", "horizon cuts it", "quit", "goal"],
+)
+def test_a_time_limit_is_not_a_termination(env, actions, length, discount):
+    episodes = play(env, *actions)
+    assert episode_lengths(episodes.last).tolist() == [length]
+    np.testing.assert_array_equal(episodes.discount[: length - 1], 1)
+    assert episodes.discount[length - 1] == discount
+    assert episodes.last[length - 1]
+
+
+def test_observations_chain_and_previous_actions_agree_with_the_environment():
+    tasks = jax.vmap(Split(COURSE_CITY, tuple(range(24))).sample)(jax.random.split(KEY, 5))
+    episodes = collector_of(COURSE_CITY).episodes(random_act, (), jnp.zeros(5, jnp.int32), tasks, KEY)
+    np.testing.assert_array_equal(episodes.obs[1:], episodes.next_obs[:-1])
+    observations, previous = all_observations(episodes), previous_actions(episodes.action)
+    np.testing.assert_array_equal(observations[:-1], episodes.obs)
+    np.testing.assert_array_equal(observations[-1], episodes.next_obs[-1])
+    told, carry = episodes.extras
+    np.testing.assert_array_equal(previous[:-1], told)
+    np.testing.assert_array_equal(previous[-1], episodes.action[-1])
+    np.testing.assert_array_equal(carry, np.tile(np.arange(COURSE_CITY.horizon)[:, None], 5))
+
+
+def test_a_task_gives_the_same_episode_alone_as_in_a_batch():
+    collector = collector_of(COURSE_CITY)
+    tasks = jax.vmap(Split(COURSE_CITY, tuple(range(24))).sample)(jax.random.split(KEY, 4))
+    together = collector.episodes(random_act, (), jnp.arange(4), tasks, KEY)
+    assert len(np.unique(together.action, axis=1).T) == 4
+    play_alone = jax.jit(lambda carry, task, key: collector._episode(random_act, (), carry, task, key))
+    for i, key in enumerate(jax.random.split(KEY, 4)):
+        task = jax.tree.map(lambda x, i=i: x[i], tasks)
+        alone = play_alone(jnp.int32(i), task, key)
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_array_equal(x[:, i], y), together, alone)
+
+
+def test_a_smaller_batch_plays_the_beginning_of_a_larger_one():
+    collector = collector_of(COURSE_CITY)
+    tasks = Split(COURSE_CITY, (3, 5)).enumerate()
+    large = collector.episodes(random_act, (), jnp.arange(8), tasks, KEY)
+    small = collector.episodes(random_act, (), jnp.arange(3), jax.tree.map(lambda x: x[:3], tasks), KEY)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, :3], y), large, small)
+
+
+def test_a_batch_draws_different_starts_and_keys():
+    probe = DeviceCollector(PROBES["observation-action"], tasks=Split(COURSE_CITY, (0,)))
+    episodes = probe.episodes(
+        lambda params, carry, timestep, key: (jax.random.randint(key, (), 0, 2), carry, ()),
+        (),
+        jnp.zeros(32),
+        jnp.zeros(32),
+        KEY,
+    )
+    pairs = set(zip(episodes.obs[0, :, 0].tolist(), episodes.action[0].tolist(), strict=True))
+    assert pairs == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_a_step_pairs_the_action_with_the_reward_it_earned():
+    env = Probe(rewards=((0.0, 1.0), (2.0, 3.0)), horizon=2)
+    act = scripted((1, 0))
+    episodes = DeviceCollector(env, Split(COURSE_CITY, (0,))).episodes(
+        act, (), jnp.zeros(1, jnp.int32), jnp.zeros(1), KEY
+    )
+    assert episodes.reward[:, 0].tolist() == [1, 2]
+    assert episodes.obs[:, 0, 0].tolist() == [0, 1]
+    assert episodes.discount[:, 0].tolist() == [1, 0]
+
+
+def test_collecting_goes_on_where_it_stopped_and_books_the_episodes_that_ended():
+    """By hand, on a problem that pays 1 for its second step; what is common with the host is in test_host.py."""
+    env = Probe(rewards=((0.0, 0.0), (1.0, 1.0), (0.0, 0.0)), horizon=2)
+    collector = DeviceCollector(env, Split(COURSE_CITY, (0,)))
+    collect = jax.jit(lambda state, key: collector.collect(scripted((1,) * 9), (), state, key, 3))
+    begun = collector.begin(jnp.zeros(1, jnp.int32), 1, KEY)
+    assert begun.timestep.first.tolist() == [True]
+    one, first = collect(begun, KEY)
+    two, second = collect(one, KEY)
+    assert first.obs[:, 0, 0].tolist() + second.obs[:, 0, 0].tolist() == [0, 1, 0, 1, 0, 1]
+    assert first.next_obs[:, 0, 0].tolist() == [1, 2, 1]
+    assert first.last[:, 0].tolist() == [False, True, False]
+    assert first.discount[:, 0].tolist() == [1, 0, 1]
+    assert (one.returns.tolist(), one.lengths.tolist()) == ([0], [1])
+    assert two.carry.tolist() == [6]
+    for state, count in ((begun, 0), (one, 1), (two, 2)):
+        assert state.finished["train/episode_return"] == (count, count)
+        assert state.finished["train/episode_length"] == (2 * count, count)
+
+
+def test_repeating_is_compiled_once():
+    collector, traces = DeviceCollector(PROBES["constant"], Split(COURSE_CITY, (0,))), []
+
+    def step(state, key):
+        traces.append(1)
+        return state + 1, {"a/state": Average(state, jnp.int32(1))}
+
+    state, metrics = collector.repeat(step, jnp.float32(3), jax.random.split(KEY, 5))
+    assert state == 8
+    assert metrics == {"a/state": (3 + 4 + 5 + 6 + 7, 5)}
+    assert len(traces) == 1

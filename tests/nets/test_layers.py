@@ -1,0 +1,299 @@
+"""Networks: the published sizes, PyTorch's initial scales, and the identities that fast paths rely on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadyna.adapt.context import ProblemEncoder, TrajectoryDecoder
+from metadyna.envs.gridworld import CityGrid
+from metadyna.nets.convolutions import Conv, ConvNet, convolve, max_pool
+from metadyna.nets.layers import (
+    MLP,
+    DiscreteEncoder,
+    Dueling,
+    Embedding,
+    LayerNorm,
+    Linear,
+    dueling,
+    glorot,
+    num_parameters,
+)
+from metadyna.nets.pictures import Encoder
+from metadyna.nets.recurrent import LSTM
+from metadyna.policies.action_values import ExplorePolicy, FeedForwardPolicy, RecurrentPolicy
+from metadyna.systems.dream import DREAM, ExecuteNets
+
+KEY = jax.random.key(0)
+DISTRACTION = CityGrid(distractors=True).spec  # observation (9, 9, 4), goal (9, 9), 576 problems
+
+# Card of DREAM, 3.8: counts of the published networks without the 64 -> 9 head (585) that its code builds in each
+# of them but never uses. So the execution agent's 383,082 is policy 167,306 + f 20,544 + decoder 195,232.
+SIZES = {
+    "state encoder": (lambda: DiscreteEncoder.create((9, 9, 4), 64, KEY), 41_984),
+    "goal encoder": (lambda: DiscreteEncoder.create((9, 9), 64, KEY), 33_664),
+    "explore": (lambda: ExplorePolicy.create(DISTRACTION, KEY), 81_258),
+    "f": (lambda: ProblemEncoder.create(576, 64, KEY), 20_544),
+    "decoder": (lambda: TrajectoryDecoder.create((9, 9, 4), 9, 64, KEY), 215_776 - 20_544),
+    "execute, recurrent": (lambda: ExecuteNets.create(DISTRACTION, 576, DREAM(), KEY), 383_082),
+}
+
+MODULES = {
+    "linear": lambda: Linear.create(3, 2, KEY),
+    "mlp": lambda: MLP.create((3, 4, 2), KEY),
+    "normalised mlp": lambda: MLP.create((3, 4, 4, 2), KEY, layer_norm=True),
+    "layer norm": lambda: LayerNorm.create(3),
+    "embedding": lambda: Embedding.create(3, 2, KEY),
+    "encoder": lambda: DiscreteEncoder.create((3, 4), 2, KEY),
+    "lstm": lambda: LSTM.create(3, 2, KEY),
+    "convolution": lambda: glorot(Conv.zeros(2, 3, 2), KEY),
+    "convolutions": lambda: glorot(ConvNet.zeros((2, 1), (1, 3, 2), pools=(2, 1)), KEY),
+    "dueling": lambda: Dueling.create(3, 2, KEY),
+    "explore": lambda: ExplorePolicy.create(DISTRACTION, KEY),
+    "recurrent": lambda: RecurrentPolicy.create(DISTRACTION, 8, KEY),
+    "feed-forward": lambda: FeedForwardPolicy.create(DISTRACTION, 8, KEY),
+    "problem encoder": lambda: ProblemEncoder.create(576, 8, KEY, hidden=16),
+    "decoder": lambda: TrajectoryDecoder.create((9, 9, 4), 9, 8, KEY),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_the_published_ones(name):
+    make, expected = SIZES[name]
+    assert num_parameters(make()) == expected
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_leaf_is_an_array(name):
+    leaves = jax.tree.leaves(MODULES[name]())
+    assert leaves
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in leaves)
+
+
+def test_plain_transformations_apply_to_networks():
+    weights = MLP.create((3, 4, 2), KEY)
+    gradients = jax.jit(jax.grad(lambda w: jnp.sum(w(jnp.ones(3)))))(weights)
+    stepped = jax.tree.map(lambda w, g: w - g, weights, gradients)
+    np.testing.assert_allclose(stepped.layers[1].bias, weights.layers[1].bias - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "bound"),
+    [
+        (jax.tree.leaves(Linear.create(100, 400, KEY)), 0.1),
+        (jax.tree.leaves(Linear.create(100, 400, KEY, fan_in=25)), 0.2),
+        (jax.tree.leaves(LSTM.create(4, 100, KEY)), 0.1),
+    ],
+    ids=["linear", "linear with fan-in", "lstm"],
+)
+def test_weights_start_uniform_within_their_bound(tensors, bound):
+    values = np.concatenate([np.ravel(tensor) for tensor in tensors])
+    for tensor in tensors:  # no tensor is left out, or drawn on a scale of its own
+        assert 0.95 * bound < np.abs(tensor).max() <= bound
+    assert values.std() == pytest.approx(bound / 3**0.5, rel=0.03)
+    assert values.mean() == pytest.approx(0, abs=0.02 * bound)
+
+
+def test_embeddings_start_normal():
+    table = Embedding.create(100, 100, KEY).table
+    assert table.mean() == pytest.approx(0, abs=0.03)
+    assert table.std() == pytest.approx(1, abs=0.03)
+
+
+def test_initial_tensors_are_drawn_independently():
+    lstm = LSTM.create(8, 8, KEY)
+    assert not np.allclose(lstm.project.weight, lstm.recurrent.weight)
+    assert not np.allclose(lstm.project.weight[0], lstm.project.bias)
+
+
+@pytest.mark.parametrize("widths", [(5,), (2, 3), (1, 3, 1)])
+def test_the_parts_of_a_split_map_sum_to_the_whole(widths):
+    linear = Linear.create(5, 4, KEY)
+    x = jax.random.normal(KEY, (5,))[: sum(widths)]
+    parts = np.split(x, np.cumsum(widths)[:-1])
+    total = sum(part(value) for part, value in zip(linear.split(widths), parts, strict=True))
+    np.testing.assert_allclose(total, linear(x), atol=1e-6)
+
+
+def test_an_mlp_is_affine_after_its_last_activation():
+    mlp = MLP.create((3, 4, 2), KEY)
+    (w0, b0), (w1, b1) = [(np.asarray(layer.weight), np.asarray(layer.bias)) for layer in mlp.layers]
+    x = np.array([1.0, -2.0, 0.5], np.float32)
+    np.testing.assert_allclose(mlp(jnp.asarray(x)), np.maximum(x @ w0 + b0, 0) @ w1 + b1, atol=1e-6)
+
+
+def test_a_layer_norm_gives_mean_0_and_deviation_1_before_scale_and_shift():
+    x = jax.random.normal(KEY, (100,)) * 5 + 3
+    y = LayerNorm.create(100)(x)
+    np.testing.assert_allclose(y, (x - x.mean()) / x.std(), atol=1e-5)
+    np.testing.assert_allclose(LayerNorm.create(100)(7 * x - 2), y, atol=1e-5)
+    scale, shift = jnp.arange(100.0), -jnp.ones(100)
+    np.testing.assert_allclose(LayerNorm(scale, shift)(x), scale * y - 1, rtol=1e-5)
+    constant, slope = jax.value_and_grad(lambda x: jnp.sum(LayerNorm.create(3)(x) ** 2))(jnp.ones(3))
+    assert constant == 0
+    assert jnp.isfinite(slope).all()
+
+
+def test_a_normalised_mlp_normalises_before_every_activation_and_draws_the_same_weights():
+    plain, mlp = (MLP.create((3, 8, 8, 2), KEY, jnp.tanh, layer_norm=norm) for norm in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, plain.layers, mlp.layers)
+    assert len(mlp.norms) == 2
+    assert num_parameters(mlp) - num_parameters(plain) == 2 * 2 * 8
+    x = np.array([1.0, -2.0, 0.5], np.float32)
+    hidden = x
+    for layer in mlp.layers[:-1]:
+        hidden = hidden @ np.asarray(layer.weight) + np.asarray(layer.bias)
+        hidden = np.tanh((hidden - hidden.mean()) / hidden.std())
+    expected = hidden @ np.asarray(mlp.layers[-1].weight) + np.asarray(mlp.layers[-1].bias)
+    np.testing.assert_allclose(mlp(jnp.asarray(x)), expected, atol=1e-3)
+    huge = MLP((Linear(mlp.layers[0].weight * 1e4, mlp.layers[0].bias * 1e4), *mlp.layers[1:]), jnp.tanh, mlp.norms)
+    np.testing.assert_allclose(huge(jnp.asarray(x)), expected, atol=1e-3)
+
+
+def test_a_discrete_encoder_reads_every_component():
+    encoder = DiscreteEncoder.create((3, 4), 8, KEY)
+    outputs = {tuple(np.asarray(encoder(jnp.array(x))).round(5).tolist()) for x in np.ndindex(3, 4)}
+    assert len(outputs) == 12
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def lstm_by_hand(lstm, inputs):
+    """Hochreiter & Schmidhuber 1997 with forget gates, one sequence: i, f, g, o = x W + h U + b."""
+    hidden = cell = np.zeros(lstm.recurrent.weight.shape[0])
+    outputs = []
+    for x in inputs:
+        gates = x @ np.asarray(lstm.project.weight) + np.asarray(lstm.project.bias)
+        gates = gates + hidden @ np.asarray(lstm.recurrent.weight) + np.asarray(lstm.recurrent.bias)
+        i, f, g, o = np.split(gates, 4)
+        cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
+        hidden = sigmoid(o) * np.tanh(cell)
+        outputs.append(hidden)
+    return np.array(outputs)
+
+
+def test_an_lstm_unrolls_to_its_formula_and_to_its_steps():
+    lstm = LSTM.create(3, 4, KEY)
+    inputs = 3 * jax.random.normal(jax.random.key(1), (7, 2, 3))
+    projected = jax.vmap(jax.vmap(lstm.project))(inputs)
+    unrolled = lstm.unroll(projected)
+    for b in range(2):
+        np.testing.assert_allclose(unrolled[:, b], lstm_by_hand(lstm, np.asarray(inputs[:, b])), atol=1e-5)
+        state = lstm.initial()
+        for t in range(7):
+            state = lstm.step(state, projected[t, b])
+            np.testing.assert_allclose(state[0], unrolled[t, b], atol=1e-6)
+
+
+def test_the_dueling_mean_is_per_state():
+    value, advantage = jnp.array([1.0, 2.0]), jnp.array([[1.0, -1.0], [3.0, 1.0]])
+    combined = jax.vmap(dueling)(value, advantage)
+    np.testing.assert_allclose(combined, [[2, 0], [3, 1]])  # the published code's batch mean gives [[1, -1], [4, 2]]
+
+
+def test_dueling_heads_give_values_of_the_given_mean():
+    heads = Dueling.create(3, 5, KEY)
+    x = jnp.array([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(jnp.mean(heads(x)), heads.value(x)[0], atol=1e-6)
+    assert np.ptp(heads(x)) > 0.01
+
+
+@pytest.mark.parametrize("lengths", [[20] * 8, [1] * 8, [20, 3, 7, 1, 12, 12, 5, 9], [4, 0, 0, 0, 0, 0, 0, 2]])
+def test_unrolling_only_the_running_sequences_changes_neither_values_nor_gradients(lengths):
+    """Against the plain scan, on the steps that count; the derivative there is JAX's own."""
+    lstm = LSTM.create(3, 6, jax.random.key(0))
+    projected = jax.random.normal(jax.random.key(1), (20, 8, 24))
+    lengths = jnp.array(lengths)
+    counts = (jnp.arange(20)[:, None] < lengths[None])[..., None]
+
+    def score(lstm, projected, lengths):
+        hidden = jnp.where(counts, lstm.unroll(projected, lengths), 0.0)
+        return jnp.sum(jnp.sin(3 * hidden)), hidden
+
+    differentiate = jax.jit(jax.grad(score, argnums=(0, 1), has_aux=True))
+    running, running_values = differentiate(lstm, projected, lengths)
+    plain, plain_values = differentiate(lstm, projected, None)
+    np.testing.assert_allclose(running_values, plain_values, atol=1e-6)
+    for ours, theirs in zip(jax.tree.leaves(running), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+# --- pictures
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@jax.jit
+def correlations(x, kernel, bias):
+    """Ours and JAX's own, same size and valid."""
+    own = [
+        jax.lax.conv_general_dilated(x[None], kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))[0]
+        for padding in ("SAME", "VALID")
+    ]
+    return (Conv(kernel, bias)(x) - bias[None, None], convolve(x, kernel, "VALID")), own
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(("height", "width"), [(4, 7), (3, 3)])
+def test_convolutions_are_those_of_jax(size, height, width):
+    ours, own = correlations(random(height, width, 2), random(size, size, 2, 5, seed=1), random(5, seed=2))
+    for one, other in zip(ours, own, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_kernel_of_two_reaches_down_and_to_the_right():  # card of CRAR, 3.1
+    conv = Conv(jnp.ones((2, 2, 1, 1)), jnp.array([10.0]))
+    x = jnp.array([[1.0, 2.0], [3.0, 4.0]])[..., None]
+    np.testing.assert_array_equal(conv(x)[..., 0], [[20, 16], [17, 14]])
+
+
+def test_pooling_takes_the_largest_of_each_square():
+    x = random(6, 9, 2)
+    expected = [
+        [[x[3 * i : 3 * i + 3, 3 * j : 3 * j + 3, k].max() for k in range(2)] for j in range(3)] for i in range(2)
+    ]
+    np.testing.assert_array_equal(max_pool(x, 3), expected)
+    np.testing.assert_array_equal(max_pool(x, 1), x)
+
+
+@pytest.mark.parametrize("linear_end", [False, True])
+def test_convolutions_are_activated_and_then_pooled(linear_end):
+    net = glorot(ConvNet.zeros((2, 1, 3), (1, 4, 3, 2), (1, 2, 3), linear_end=linear_end), KEY)
+    net = jax.tree.map(lambda w: w + 0.1, net)
+    x = random(6, 12, 1)
+    y = max_pool(jnp.tanh(net.layers[1](jnp.tanh(net.layers[0](x)))), 2)
+    y = net.layers[2](y)
+    np.testing.assert_allclose(net(x), max_pool(y if linear_end else jnp.tanh(y), 3), atol=1e-5)
+    assert net(x).shape == (1, 2, 2)
+    assert ConvNet.zeros((1,), (1, 2))(x).shape == (6, 12, 2)
+
+
+def test_glorot_weights_start_uniform_within_the_bounds_of_their_layers_and_biases_at_zero():
+    """Glorot & Bengio 2010, eq. 16: ±√(6 / (fan_in + fan_out)), a kernel's field counted on both sides."""
+    convolutions = ConvNet.zeros((1, 2, 3), (30, 100, 40, 20))
+    dense = MLP((Linear.zeros(60, 90),), jnp.tanh)
+    one, other = (jax.jit(glorot)(Encoder(convolutions, dense), jax.random.key(seed)) for seed in (0, 1))
+    assert not np.allclose(one.head.layers[0].weight, other.head.layers[0].weight)
+    layers = (*one.trunk.layers, one.head.layers[0])
+    for layer, fans in zip(layers, (130, 4 * 140, 9 * 60, 150), strict=True):
+        bound = (6 / fans) ** 0.5
+        weight = np.asarray(layer.weight)
+        assert 0.99 * bound < np.abs(weight).max() <= bound * (1 + 1e-6)
+        assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.03)
+        assert weight.mean() == pytest.approx(0, abs=0.04 * bound)
+        assert not np.any(layer.bias)
+    first = [np.ravel(layer.weight)[:3000] for layer in layers]
+    assert np.abs(np.corrcoef(first) - np.eye(4)).max() < 0.08
+
+
+def test_glorot_leaves_what_has_one_axis():
+    norm = LayerNorm(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]))
+    drawn = glorot(MLP((Linear.zeros(2, 2), Linear(jnp.zeros((2, 2)), jnp.array([5.0, 6.0]))), jnp.tanh, (norm,)), KEY)
+    np.testing.assert_array_equal(drawn.layers[1].bias, [5, 6])
+    np.testing.assert_array_equal(drawn.norms[0].scale, [1, 2])
+    assert np.abs(drawn.layers[1].weight).min() > 0

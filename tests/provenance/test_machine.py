@@ -1,0 +1,123 @@
+"""The record of a run's surroundings, and the compilation cache across processes."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import metadyna
+from metadyna.provenance import machine
+from metadyna.provenance.machine import environment_record
+from metadyna.runs import cache
+
+ROOT = Path(__file__).parents[2]
+
+COMPILE = """
+import jax
+import jax.numpy as jnp
+from metadyna.runs.cache import enable_compilation_cache
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+print(enable_compilation_cache())
+jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x))(jnp.ones((4, 4)))
+print(events.count("/jax/compilation_cache/cache_hits"))
+"""
+
+
+def compile_in_new_process(cache_home: Path, **extra: str) -> tuple[str, int, str]:
+    """Returns the folder, the number of cache hits, and stderr."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache_home), **extra}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=True)
+    folder, hits = done.stdout.split()
+    return folder, int(hits), done.stderr
+
+
+def test_record_is_json_and_complete(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
+    record = environment_record()
+    assert json.loads(json.dumps(record)) == record
+    assert record["versions"]["metadyna"] == metadyna.__version__
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["jax_backend"] == "cpu"
+    assert record["xla_flags"] == "--xla_cpu_prefer_vector_width=512"
+    assert len(record["devices"]) == len(jax.devices())
+    assert record["cores"] >= 1
+    assert record["memory_bytes"] > 2**28
+    assert record["started_utc"].endswith("+00:00")
+    assert Path(sys.executable).name in record["command"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout")
+def test_git_state_is_that_of_this_package():
+    state = machine._git_state()
+    assert state is not None
+    assert len(state["commit"]) == 40
+    assert isinstance(state["dirty"], bool)
+
+
+def test_a_checkout_that_does_not_hold_the_package_is_not_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    assert machine._git_state() is None  # no checkout at all
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "__init__.py").touch()
+    assert machine._git_state() is None  # a checkout around an untracked package, such as a virtual environment
+    monkeypatch.setenv("PATH", "")
+    assert machine._git_state() is None
+
+
+def test_programs_are_kept_between_processes(tmp_path):
+    folder, hits, _ = compile_in_new_process(tmp_path)
+    assert Path(folder).is_relative_to(tmp_path / "metadyna")
+    assert hits == 0
+    assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
+    num_programs = len(list(Path(folder).glob("*-cache")))
+    assert num_programs > 0
+    assert compile_in_new_process(tmp_path)[:2] == (folder, num_programs)
+
+
+def test_a_cache_that_others_can_write_to_is_refused(tmp_path):
+    (tmp_path / "metadyna").mkdir()
+    (tmp_path / "metadyna").chmod(0o777)
+    folder, _, stderr = compile_in_new_process(tmp_path)
+    assert folder == "None"
+    assert stderr.count("\n") == 1
+    assert stderr.startswith("warning: compiled programs are not cached: others can write to ")
+
+
+def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(PermissionError, match="not a folder owned by this user"):
+        cache._make_private(tmp_path)
+
+
+def test_a_link_is_refused(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(PermissionError, match="not a folder owned by this user"):
+        cache._make_private(tmp_path / "link")
+
+
+def test_an_impossible_cache_is_a_warning(tmp_path):
+    (tmp_path / "metadyna").write_text("in the way")
+    folder, _, stderr = compile_in_new_process(tmp_path)
+    assert folder == "None"
+    assert stderr.startswith("warning: compiled programs are not cached: ")
+
+
+def test_a_folder_chosen_for_jax_is_left_alone(tmp_path):
+    chosen = tmp_path / "chosen"
+    folder, _, _ = compile_in_new_process(tmp_path, JAX_COMPILATION_CACHE_DIR=str(chosen))
+    assert folder == str(chosen)
+    assert not (tmp_path / "metadyna").exists()
+
+
+def test_a_relative_cache_home_is_ignored(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache._cache_home() == tmp_path / ".cache"

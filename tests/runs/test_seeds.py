@@ -1,0 +1,114 @@
+"""Several seeds in one program compute what each of them computes alone, to the last bit."""
+
+import functools
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadyna.runs import loop, seeds
+from metadyna.runs.evaluate import Evaluation
+from metadyna.runs.program import DeviceProgram
+from tests.tiny import PROGRAM, TINY, compiled_once, home  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+TOGETHER = replace(TINY, seeds=3, stop_at=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def varied_scores():
+    """Agents that have hardly learned all score the same; score them by a weight, so that some stop early."""
+
+    def score(self, state, split="test"):
+        weight = state.system.execute.weights.encoder.table.table
+        returns = jnp.broadcast_to(weight.mean(axis=(1, 2))[:, None, None], (self.config.seeds, 2, 4))
+        return Evaluation(returns, jnp.ones((self.config.seeds, 2, 4), jnp.int32))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeviceProgram, "evaluate", score)
+        yield
+
+
+@functools.cache
+def together():
+    return loop.run(TOGETHER, home() / "together", progress=False)
+
+
+def simulate(start, scale):
+    """Loops whose number of rounds differs between seeds."""
+    rounds = jnp.int32(start)
+    value = jax.lax.while_loop(lambda s: s[0] < rounds, lambda s: (s[0] + 1, jnp.sin(s[1]) * scale), (0, start))
+    return {"value": value[1], "rounds": value[0]}
+
+
+def test_over_seeds_equals_a_loop():
+    starts, scales = jnp.array([3.0, 50.0, 7.0, 0.0]), jnp.array([[1.0, 2.0], [0.5, 3.0], [0.1, 1.5], [9.0, 9.0]])
+    starts = jnp.broadcast_to(starts[:, None], (4, 2))
+
+    def one(start, scale):
+        return jax.vmap(simulate)(start, scale)
+
+    together = seeds.over_seeds(one, seeds.mesh(4))(starts, scales)
+    alone = [seeds.over_seeds(one, seeds.mesh(1))(starts[i : i + 1], scales[i : i + 1]) for i in range(4)]
+    looped = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *alone)
+    jax.tree.map(np.testing.assert_array_equal, together, looped)
+    assert together["rounds"].tolist() == [[3, 3], [50, 50], [7, 7], [0, 0]]
+    expected = [np.asarray(jax.jit(one)(starts[i], scales[i])["value"]) for i in range(4)]
+    np.testing.assert_allclose(together["value"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("devices", "count", "used"),
+    [(1, 1, 1), (1, 5, 1), (4, 1, 1), (4, 3, 3), (4, 4, 4), (4, 5, 1), (4, 6, 3), (4, 8, 4), (4, 9, 3), (4, 10, 2)],
+)
+def test_as_many_devices_as_divide_the_seeds(devices, count, used, monkeypatch):
+    monkeypatch.setattr(seeds.jax, "devices", lambda: jax.local_devices() * devices)
+    assert seeds.mesh(count).size == used
+
+
+def test_cores_are_used_and_change_no_number():
+    script = """
+import jax, jax.numpy as jnp, numpy as np
+from metadyna.runs import seeds
+seeds.use_cores(2)
+assert len(jax.devices()) == 2
+one, x = lambda x: jnp.tanh(x @ x), jax.random.normal(jax.random.key(0), (2, 40, 40))
+spread = seeds.over_seeds(one, seeds.mesh(2))(seeds.place(x, seeds.mesh(2)))
+assert len(spread.devices()) == 2
+for i in range(2):
+    alone = seeds.over_seeds(one, seeds.mesh(1))(x[i : i + 1])
+    np.testing.assert_array_equal(spread[i], alone[0])
+seeds.use_cores(1)  # too late, and harmless
+assert len(jax.devices()) == 2
+"""
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, cwd=root, timeout=120)
+
+
+def test_seeds_together_equal_each_seed_alone(tmp_path):
+    record = loop.inspect(together().folder)
+    stopped = np.asarray(together().state.stopped)
+    assert 0 < stopped.sum() < 3
+    assert len(set(record["iteration"])) > 1
+    for k in range(3):
+        alone = loop.run(replace(TOGETHER, seed=k, seeds=1), tmp_path / str(k), progress=False)
+        assert loop.inspect(alone.folder)["seed_sha256"] == [record["seed_sha256"][k]]
+        assert bool(alone.state.stopped[0]) == bool(stopped[k])
+
+
+def test_seeds_that_were_interrupted_together_end_together(tmp_path):
+    half = loop.run(replace(TOGETHER, steps=100), tmp_path, progress=False)
+    whole = loop.resume(half.folder, TOGETHER, progress=False)
+    assert loop.inspect(whole.folder)["state_sha256"] == loop.inspect(together().folder)["state_sha256"]
+
+
+def test_metrics_are_lists_by_seed():
+    assert all(len(row["train/episode_return"]) == 3 for row in together().metrics[:2])
+    scores = [row["eval/return"] for row in together().metrics if "eval/return" in row]
+    assert all(len(score) == 3 for score in scores)
