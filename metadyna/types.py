@@ -5,19 +5,27 @@ and the part. *Weights* are Equinox modules whose every leaf is an array. *State
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from metadyna.errors import UserError
 
-Task = TypeVar("Task")
-"""A pytree of arrays that fixes one MDP of a family: a goal, masses, a maze."""
+Task = PyTree
+"""Arrays that fix one MDP of a family: a goal, masses, a maze."""
 
-EnvState = TypeVar("EnvState")
-PyTree = Any
+Params = PyTree
+"""What acting needs of what was learnt: weights, and nothing of replay or optimisers."""
+
+Carry = PyTree
+"""An agent's memory from one step to the next: arrays of a fixed shape."""
+
+State = TypeVar("State")
 
 
 class Average(NamedTuple):
@@ -75,18 +83,11 @@ def sizes(space: Space | None) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What a system must know of an environment before the first step.
-
-    `horizon` is the longest episode in steps. `num_problems` and `instruction` belong to families in which a task is
-    a hidden problem (numbered, for systems that may look at the number during meta-training) and a visible
-    instruction; both are None elsewhere.
-    """
+    """What a system must know of an environment before the first step; `horizon` is the longest episode in steps."""
 
     observation: Space
     action: Space
     horizon: int
-    num_problems: int | None = None
-    instruction: Discrete | None = None
 
 
 def box_sizes(spec: EnvSpec) -> tuple[int, int]:
@@ -107,17 +108,45 @@ def num_actions(spec: EnvSpec) -> int:
 class TimeStep(NamedTuple):
     """What an agent may see at time t.
 
-    `reward` is paid on arriving here (0 at a reset). `discount` is 0 where the MDP terminated, else 1. `first`: an
-    episode begins, carries reset here. `last`: the episode stops here, for whatever reason. `prev_action` is the
-    action that led here, -1 (or zeros) at a reset.
+    `reward`, `discount` and `prev_action` tell how the step before went: what it paid on arriving here, 0 if the MDP
+    terminated with it and else 1, and the action taken. Where an agent lives on after an episode, the first time step
+    of the next one still tells how the last one ended; where nothing came before they are 0, 1, and -1 (or zeros).
+    `first`: an episode begins. `last`: the episode stops here, for whatever reason.
+
+    `hidden` is what a simulator knows and no agent may see, such as the task in force; collectors take it away before
+    they ask an agent.
     """
 
-    obs: Any
+    obs: PyTree
     reward: Float[Any, "*batch"]
     discount: Float[Any, "*batch"]
     first: Bool[Any, "*batch"]
     last: Bool[Any, "*batch"]
-    prev_action: Any
+    prev_action: PyTree
+    hidden: PyTree = ()
+
+    def after(self, outcome: "Outcome") -> "TimeStep":
+        """The same, telling of another step before."""
+        return self._replace(reward=outcome.reward, discount=outcome.discount, prev_action=outcome.action)
+
+
+class Outcome(NamedTuple):
+    """How a step went: what the next time step tells of it."""
+
+    reward: Float[Any, "*batch"]
+    discount: Float[Any, "*batch"]
+    action: PyTree
+
+    @staticmethod
+    def of(timestep: TimeStep) -> "Outcome":
+        """The step that led to a time step."""
+        return Outcome(timestep.reward, timestep.discount, timestep.prev_action)
+
+    @staticmethod
+    def none(action: Space, batch: int) -> "Outcome":
+        """No step yet."""
+        nothing = jnp.zeros((batch, *action.shape)) if isinstance(action, Box) else jnp.full(batch, -1, jnp.int32)
+        return Outcome(jnp.zeros(batch), jnp.ones(batch), nothing)
 
 
 class Transition(NamedTuple):
@@ -125,17 +154,64 @@ class Transition(NamedTuple):
 
     `discount` is 0 only where the MDP terminated and 1 at a time limit, so a truncated step is `last` with
     `discount` 1; γ is applied by the learner. `next_obs` is the true successor, never the observation after a reset.
-    Where a collector pads an episode to a fixed length, the steps after the first `last` are padding
-    (`episodes.valid_steps`). `extras` is what the policy noted: log-probabilities, values, carries.
+    Where a collector pads an episode to a fixed length, the steps after the first `last` are padding, and `last` too
+    (`episodes.valid_steps`). `extras` is what the policy noted: log-probabilities, values, carries. `hidden` is what
+    the simulator hid before the step and after, where the collector was asked to watch.
     """
 
-    obs: Any
-    action: Any
+    obs: PyTree
+    action: PyTree
     reward: Float[Any, "*batch"]
     discount: Float[Any, "*batch"]
-    next_obs: Any
+    next_obs: PyTree
     last: Bool[Any, "*batch"]
     extras: PyTree = ()
+    hidden: PyTree = ()
+
+
+@runtime_checkable
+class Act(Protocol):
+    """How an agent acts: one copy of the environment, one step."""
+
+    def __call__(
+        self, params: Params, carry: Carry, timestep: TimeStep, key: PRNGKeyArray, /
+    ) -> tuple[PyTree, Carry, PyTree]:
+        """The action, the memory to go on with, and what is to be noted beside the step."""
+        ...
+
+
+class Played(NamedTuple):
+    """Episodes that were played to their ends: padded, [T, B].
+
+    `carry` [B] is the agent's memory after each one's last step and `outcome` [B] how that went, so that another
+    episode may follow.
+    """
+
+    episodes: Transition
+    carry: Carry
+    outcome: Outcome
+
+
+Score = Literal["last", "sum", "mean"]
+"""What a trial is worth: the return of its last round, the sum over its rounds, or their mean."""
+
+
+class Trial(eqx.Module):
+    """All that an agent lived in N tasks while it adapted to each: rounds in order, each of E episodes (mostly one).
+
+    The episodes of a round were played with the same knowledge, those of later rounds with more. `names` says what the
+    rounds are for.
+    """
+
+    episodes: Transition
+    """[T, N, rounds, E]"""
+    names: tuple[str, ...] = eqx.field(static=True)
+    score: Score = eqx.field(static=True, default="last")
+
+    @staticmethod
+    def of(*rounds: Transition, names: tuple[str, ...] = ("episode",), score: Score = "last") -> "Trial":
+        """Of one episode [T, N] a round."""
+        return Trial(jax.tree.map(lambda *x: jnp.stack(x, axis=2)[:, :, :, None], *rounds), names, score)
 
 
 class Collected(NamedTuple):
@@ -145,10 +221,10 @@ class Collected(NamedTuple):
     that ended in the latest call.
     """
 
-    tasks: PyTree
+    tasks: Task
     env: PyTree
     timestep: TimeStep
-    carry: PyTree
+    carry: Carry
     returns: Float[Any, "B"]
     lengths: Int[Any, "B"]
     finished: Metrics
@@ -163,11 +239,11 @@ class Env(Protocol):
         """Spaces and horizon."""
         ...
 
-    def reset(self, task: Any, key: PRNGKeyArray) -> tuple[Any, TimeStep]:
+    def reset(self, task: Task, key: PRNGKeyArray) -> tuple[PyTree, TimeStep]:
         """Start an episode of `task`."""
         ...
 
-    def step(self, task: Any, state: Any, action: Array, key: PRNGKeyArray) -> tuple[Any, TimeStep]:
+    def step(self, task: Task, state: PyTree, action: PyTree, key: PRNGKeyArray) -> tuple[PyTree, TimeStep]:
         """Take one step. Stepping past `last` is allowed and meaningless; collectors mask it."""
         ...
 
@@ -185,7 +261,7 @@ class HostEnv(ABC):
         """Spaces and horizon."""
 
     @abstractmethod
-    def reset(self, tasks: Any, seeds: Any, state: Any, where: Any) -> tuple[Any, TimeStep]:
+    def reset(self, tasks: Task, seeds: Any, state: PyTree, where: Any) -> tuple[PyTree, TimeStep]:
         """Start new episodes of `tasks` [B] in the copies `where` [B]; `state` is None at the first reset.
 
         `seeds` [B, words] are unsigned integers. The time step is that of a reset in every copy; only the copies
@@ -193,7 +269,7 @@ class HostEnv(ABC):
         """
 
     @abstractmethod
-    def step(self, tasks: Any, state: Any, action: Any) -> tuple[Any, TimeStep]:
+    def step(self, tasks: Task, state: PyTree, action: PyTree) -> tuple[PyTree, TimeStep]:
         """Advance every copy. The time step is the true successor, also where the episode ends."""
 
 
@@ -204,12 +280,26 @@ class Known(Protocol):
     Both speak of one copy, in pure JAX. Actions lie in [-1, 1].
     """
 
-    def reward(self, task: Any, obs: Array, action: Array, next_obs: Array) -> Float[Array, ""]:
+    @property
+    def spec(self) -> EnvSpec:
+        """Spaces and horizon."""
+        ...
+
+    def reward(self, task: Task, obs: Array, action: Array, next_obs: Array) -> Float[Array, ""]:
         """What a step pays."""
         ...
 
-    def terminated(self, task: Any, next_obs: Array) -> Bool[Array, ""]:
+    def terminated(self, task: Task, next_obs: Array) -> Bool[Array, ""]:
         """Whether the MDP ends on arriving at `next_obs`."""
+        ...
+
+
+@runtime_checkable
+class Observed(Env, Protocol):
+    """An environment of which an observation tells the whole state, but for how long the episode has lasted."""
+
+    def state_of(self, task: Task, obs: PyTree) -> PyTree:
+        """The state that shows as an observation, as if an episode began there."""
         ...
 
 
@@ -241,14 +331,58 @@ class Tiled(Protocol):
 
 
 @runtime_checkable
+class Problems(Protocol):
+    """An environment whose tasks are hidden problems, each with an instruction that is shown.
+
+    Problems are numbered, for methods that may look at the number while they meta-train.
+    """
+
+    @property
+    def num_problems(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def num_relevant(self) -> int:
+        """How many values `relevant` takes."""
+        ...
+
+    @property
+    def instruction_space(self) -> Discrete:
+        """What instructions look like."""
+        ...
+
+    @property
+    def observations(self) -> Any:
+        """Every distinct observation, [N, components]."""
+        ...
+
+    def problem(self, task: Task) -> Int[Array, "*batch"]:
+        """The number of a task's problem."""
+        ...
+
+    def instruction(self, task: Task) -> Int[Array, "*batch components"]:
+        """What an agent is told of a task."""
+        ...
+
+    def relevant(self, problem: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
+        """The part of a problem's number that decides how to act."""
+        ...
+
+    def otherwise(self, task: Task, key: PRNGKeyArray) -> Task:
+        """The same problem with an instruction drawn anew."""
+        ...
+
+
+@runtime_checkable
 class TaskDistribution(Protocol):
     """Where tasks come from; train and test are two distributions."""
 
-    def sample(self, key: PRNGKeyArray) -> Any:
+    def sample(self, key: PRNGKeyArray) -> Task:
         """Draw one task."""
         ...
 
-    def enumerate(self) -> Any:
+    def enumerate(self) -> Task:
         """Every task of a finite split once, stacked [N]."""
         ...
 
@@ -261,10 +395,10 @@ class Family(NamedTuple):
     """
 
     name: str
-    env: Any
+    env: Env | HostEnv
     train: TaskDistribution
     test: TaskDistribution
-    references: Any
+    references: Callable[[], dict[str, float]]
 
 
 @runtime_checkable
@@ -277,64 +411,59 @@ class Collector(Protocol):
         ...
 
     @property
-    def tasks(self) -> Any:
+    def tasks(self) -> TaskDistribution:
         """The training tasks."""
         ...
 
-    def episodes(self, act: Any, params: Any, carry: Any, tasks: Any, key: PRNGKeyArray) -> Transition:
-        """One padded episode per task, [T, B]."""
+    def episodes(
+        self, act: Act, params: Params, carry: Carry, tasks: Task, key: PRNGKeyArray, before: Outcome | None = None
+    ) -> Played:
+        """One padded episode per task [B]; `before` is how the last step of the agent's last episode went."""
         ...
 
-    def episodes_of_each(self, act: Any, params: Any, tasks: Any, count: int, key: PRNGKeyArray) -> Transition:
+    def episodes_of_each(
+        self, act: Act, params: Params, carry: Carry, tasks: Task, count: int, key: PRNGKeyArray
+    ) -> Played:
         """Some padded episodes per task [M], each task with weights of its own [M, ...]: [T, M, count]."""
         ...
 
-    def begin(self, carry: Any, batch: int, key: PRNGKeyArray) -> Collected:
+    def begin(self, carry: Carry, batch: int, key: PRNGKeyArray) -> Collected:
         """Start `batch` copies on training tasks; `carry` is the agent's memory, batched alike."""
         ...
 
     def collect(
-        self, act: Any, params: Any, collected: Collected, key: PRNGKeyArray, steps: int
+        self, act: Act, params: Params, collected: Collected, key: PRNGKeyArray, steps: int
     ) -> tuple[Collected, Transition]:
         """Go on for some steps, resetting where an episode ends: [steps, B]."""
         ...
 
-    def repeat(self, step: Any, state: Any, keys: Key[Array, "times"]) -> tuple[Any, Metrics]:
-        """Apply `step(state, key) -> (state, metrics)`, which may collect, once per key; adds the metrics up."""
+    def scan(
+        self, step: Callable[[State, Key[Array, ""]], tuple[State, PyTree]], state: State, keys: Key[Array, "times"]
+    ) -> tuple[State, PyTree]:
+        """Apply `step(state, key) -> (state, made)`, which may collect, once per key; stacks what was made."""
         ...
 
 
 @runtime_checkable
-class System(Protocol):
+class System(Protocol[State]):
     """A method: a frozen dataclass of settings whose methods are pure."""
 
-    @property
-    def episode_names(self) -> tuple[str, ...]:
-        """What the episodes of `trial` are for."""
-        ...
-
-    def init(self, collector: Any, key: PRNGKeyArray) -> Any:
+    def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Everything that training needs: weights, optimisers, replay, counters."""
         ...
 
-    def iterate(self, state: Any, collector: Any, key: PRNGKeyArray) -> tuple[Any, Metrics]:
+    def iterate(self, state: State, collector: Collector, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """One round of the paper's pseudocode."""
         ...
 
-    def params(self, state: Any) -> Any:
+    def params(self, state: State) -> Params:
         """What acting needs: no replay, no optimiser."""
         ...
 
-    def steps(self, state: Any) -> Int[Array, ""]:
+    def steps(self, state: State) -> Int[Array, ""]:
         """Real environment steps so far; updates, for a system that learns from a data set."""
         ...
 
-    def trial(self, params: Any, collector: Any, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
-        """Adapt to each task [N] and act greedily: the episodes [T, N], in order."""
+    def trial(self, params: Params, collector: Collector, tasks: Task, key: PRNGKeyArray) -> Trial:
+        """Adapt to each task [N] and act greedily."""
         ...
-
-
-ActFn = Any
-"""`act(params, carry, timestep, key) -> (action, carry, extras)` for one copy of the environment."""
-
-Index = Int[Array, "*batch"]

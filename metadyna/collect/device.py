@@ -1,102 +1,147 @@
-"""Collectors: the only code that steps an environment."""
+"""Stepping pure environments inside the compiled program."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Key, PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
-from metadyna.types import ActFn, Average, Collected, Env, Metrics, TaskDistribution, TimeStep, Transition
+from metadyna.collect.episodes import Seen, transition, unseen, where_rows
+from metadyna.types import (
+    Act,
+    Average,
+    Carry,
+    Collected,
+    Env,
+    Metrics,
+    Outcome,
+    Params,
+    Played,
+    State,
+    Task,
+    TaskDistribution,
+    TimeStep,
+    Transition,
+)
 
 
 @dataclass(frozen=True)
 class DeviceCollector:
-    """Rolls pure environments out inside the compiled program.
+    """Rolls pure environments out; `tasks` are the ones to train on.
 
-    `tasks` are the ones to train on.
+    With `watch`, transitions keep what agents do not see: pairs of `episodes.Seen`, before and after the step.
     """
 
     env: Env
     tasks: TaskDistribution
+    watch: bool = False
 
-    def episodes(self, act: ActFn, params: Any, carry: Any, tasks: Any, key: PRNGKeyArray) -> Transition:
-        """Play one episode per task, [T, B] with T the horizon; steps after the end are padding.
+    def episodes(
+        self, act: Act, params: Params, carry: Carry, tasks: Task, key: PRNGKeyArray, before: Outcome | None = None
+    ) -> Played:
+        """Play one episode per task, [T, B] with T the horizon.
 
-        `carry` is the agent's memory at the start of each episode, batched [B] like `tasks`. `act` speaks of one
-        copy of the environment.
+        `carry` is the agent's memory at the start of each episode, batched [B] like `tasks`, and `before` how the last
+        step of its last episode went. `act` speaks of one copy of the environment. Steps after the end are padding:
+        they repeat it, and change nothing that the agent remembers.
         """
         batch = jax.tree.leaves(tasks)[0].shape[0]
+        before = Outcome.none(self.env.spec.action, batch) if before is None else before
         keys = jax.random.split(key, batch)
-        play = jax.vmap(self._episode, in_axes=(None, None, 0, 0, 0), out_axes=1)
-        return play(act, params, carry, tasks, keys)
+        play = jax.vmap(self._episode, in_axes=(None, None, 0, 0, 0, 0), out_axes=(1, 0, 0))
+        return Played(*play(act, params, carry, tasks, keys, before))
 
-    def episodes_of_each(self, act: ActFn, params: Any, tasks: Any, count: int, key: PRNGKeyArray) -> Transition:
+    def episodes_of_each(
+        self, act: Act, params: Params, carry: Carry, tasks: Task, count: int, key: PRNGKeyArray
+    ) -> Played:
         """Play `count` episodes of every task [M], every task with weights of its own [M, ...]: [T, M, count].
 
-        For agents without memory.
+        `carry` is batched [M, count], and so are memories and outcomes after the episodes.
         """
-        keys = jax.random.split(key, (jax.tree.leaves(tasks)[0].shape[0], count))
-        play = jax.vmap(self._episode, in_axes=(None, None, None, None, 0), out_axes=1)
-        play = jax.vmap(play, in_axes=(None, 0, None, 0, 0), out_axes=1)
-        return play(act, params, (), tasks, keys)
+        groups = jax.tree.leaves(tasks)[0].shape[0]
+        keys = jax.random.split(key, (groups, count))
+        before = Outcome.none(self.env.spec.action, count)
+        play = jax.vmap(self._episode, in_axes=(None, None, 0, None, 0, 0), out_axes=(1, 0, 0))
+        play = jax.vmap(play, in_axes=(None, 0, 0, 0, 0, None), out_axes=(1, 0, 0))
+        return Played(*play(act, params, carry, tasks, keys, before))
 
-    def _episode(self, act: ActFn, params: Any, carry: Any, task: Any, key: PRNGKeyArray) -> Transition:
-        def step(state: tuple[Any, TimeStep, Any], keys: Array) -> tuple[tuple[Any, TimeStep, Any], Transition]:
+    def _episode(
+        self, act: Act, params: Params, carry: Carry, task: Task, key: PRNGKeyArray, before: Outcome
+    ) -> tuple[Transition, Carry, Outcome]:
+        def step(
+            state: tuple[PyTree, TimeStep, Carry], keys: Array
+        ) -> tuple[tuple[PyTree, TimeStep, Carry], Transition]:
             env_state, timestep, carry = state
-            action, carry, extras = act(params, carry, timestep, keys[0])
-            env_state, after = self.env.step(task, env_state, action, keys[1])
-            transition = Transition(timestep.obs, action, after.reward, after.discount, after.obs, after.last, extras)
-            return (env_state, after, carry), transition
+            action, remembered, extras = act(params, carry, unseen(timestep), keys[0])
+            next_state, after = self.env.step(task, env_state, action, keys[1])
+            stay, go_on = (timestep, carry), (after, remembered)
+            after, carry = jax.tree.map(lambda old, new: jnp.where(timestep.last, old, new), stay, go_on)
+            hidden = (Seen(env_state, timestep.hidden), Seen(next_state, after.hidden)) if self.watch else ()
+            return (next_state, after, carry), transition(timestep, action, after, extras, hidden)
 
         k_reset, k_steps = jax.random.split(key)
         env_state, timestep = self.env.reset(task, k_reset)
         keys = jax.random.split(k_steps, (self.env.spec.horizon, 2))
-        return lax.scan(step, (env_state, timestep, carry), keys)[1]
+        (_, ended, carry), episode = lax.scan(step, (env_state, timestep.after(before), carry), keys)
+        return episode, carry, Outcome.of(ended)
 
-    def begin(self, carry: Any, batch: int, key: PRNGKeyArray) -> Collected:
+    def begin(self, carry: Carry, batch: int, key: PRNGKeyArray) -> Collected:
         """Start `batch` copies, each on a training task of its own."""
         tasks, env, timestep = jax.vmap(self._start)(jax.random.split(key, batch))
         return fresh(tasks, env, timestep, carry)
 
     def collect(
-        self, act: ActFn, params: Any, collected: Collected, key: PRNGKeyArray, steps: int
+        self, act: Act, params: Params, collected: Collected, key: PRNGKeyArray, steps: int
     ) -> tuple[Collected, Transition]:
         """Go on for `steps` steps: [steps, B]. Where an episode ends, the next begins on a new training task.
 
-        The agent sees the first observation of the next episode with `first`; its `act` resets its memory there.
+        The agent sees the first observation of the next episode with `first`, and how the last step went; it is its
+        own `act` that forgets there, or does not.
         """
         batch = collected.returns.shape[0]
 
         def one(copy: Collected, keys: Array) -> tuple[Collected, Transition]:
-            action, carry, extras = act(params, copy.carry, copy.timestep, keys[0])
+            action, carry, extras = act(params, copy.carry, unseen(copy.timestep), keys[0])
             env, after = self.env.step(copy.tasks, copy.env, action, keys[1])
-            before = copy.timestep.obs
-            transition = Transition(before, action, after.reward, after.discount, after.obs, after.last, extras)
-            stayed, started = (copy.tasks, env, after), self._start(keys[2])
-            tasks, env, timestep = jax.tree.map(lambda new, old: jnp.where(after.last, new, old), started, stayed)
-            return copy._replace(tasks=tasks, env=env, timestep=timestep, carry=carry), transition
+            hidden = (Seen(copy.env, copy.timestep.hidden), Seen(env, after.hidden)) if self.watch else ()
+            lived = transition(copy.timestep, action, after, extras, hidden)
+            return copy._replace(env=env, timestep=after, carry=carry), lived
 
         def all_copies(collected: Collected, key: Array) -> tuple[Collected, Transition]:
-            copies = collected._replace(finished={})
-            copies, transition = jax.vmap(one)(copies, jax.random.split(key, (batch, 3)))
-            return tally(copies._replace(finished=collected.finished), transition), transition
+            keys = jax.random.split(key, (batch, 3))
+            copies, lived = jax.vmap(one)(collected._replace(finished={}), keys[:, :2])
+            copies = self._restart(copies, keys[:, 2])
+            return tally(copies._replace(finished=collected.finished), lived), lived
 
         return lax.scan(all_copies, collected._replace(finished=nothing_finished()), jax.random.split(key, steps))
 
-    def repeat(self, step: Any, state: Any, keys: Key[Array, "times"]) -> tuple[Any, Metrics]:
-        """Apply `step(state, key) -> (state, metrics)` once per key; adds the metrics up."""
-        state, metrics = lax.scan(step, state, keys)
-        return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+    def scan(
+        self, step: Callable[[State, Key[Array, ""]], tuple[State, PyTree]], state: State, keys: Key[Array, "times"]
+    ) -> tuple[State, PyTree]:
+        """Apply `step(state, key) -> (state, made)` once per key; stacks what was made."""
+        return lax.scan(step, state, keys)
 
-    def _start(self, key: PRNGKeyArray) -> tuple[Any, Any, TimeStep]:
+    def _restart(self, copies: Collected, keys: Key[Array, "B"]) -> Collected:
+        """Begin the next episode of the copies that have ended theirs."""
+
+        def restart(copies: Collected) -> Collected:
+            stayed = copies.tasks, copies.env, copies.timestep
+            tasks, env, timestep = jax.vmap(self._start)(keys)
+            started = tasks, env, timestep.after(Outcome.of(copies.timestep))
+            tasks, env, timestep = where_rows(copies.timestep.last, started, stayed)
+            return copies._replace(tasks=tasks, env=env, timestep=timestep)
+
+        return lax.cond(jnp.any(copies.timestep.last), restart, lambda copies: copies, copies)
+
+    def _start(self, key: PRNGKeyArray) -> tuple[Task, PyTree, TimeStep]:
         k_task, k_reset = jax.random.split(key)
         task = self.tasks.sample(k_task)
         return task, *self.env.reset(task, k_reset)
 
 
-def fresh(tasks: Any, env: Any, timestep: TimeStep, carry: Any) -> Collected:
+def fresh(tasks: Task, env: PyTree, timestep: TimeStep, carry: Carry) -> Collected:
     """Copies that have just been reset."""
     batch = timestep.first.shape
     zeros = jnp.zeros(batch, jnp.float32), jnp.zeros(batch, jnp.int32)

@@ -1,9 +1,34 @@
-"""What padded episodes are made of: masks, lengths, returns."""
+"""What episodes are made of: steps, and the masks, lengths and returns of padded ones."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
-from metadyna.types import Transition
+from metadyna.types import TimeStep, Transition
+
+
+def unseen(timestep: TimeStep) -> TimeStep:
+    """What an agent may see of a time step."""
+    return timestep._replace(hidden=())
+
+
+class Seen(NamedTuple):
+    """What a collector that watches keeps of one time: the simulator's state, and what that hides from agents."""
+
+    state: PyTree
+    hidden: PyTree
+
+
+def transition(before: TimeStep, action: PyTree, after: TimeStep, extras: PyTree, hidden: PyTree = ()) -> Transition:
+    """The step between two time steps."""
+    return Transition(before.obs, action, after.reward, after.discount, after.obs, after.last, extras, hidden)
+
+
+def where_rows(chosen: Bool[Array, "B"], new: PyTree, old: PyTree) -> PyTree:
+    """The rows of `new` where `chosen`, else those of `old`."""
+    return jax.tree.map(jax.vmap(jnp.where), jax.tree.map(lambda _: chosen, new), new, old)
 
 
 def valid_steps(last: Bool[Array, "T *batch"]) -> Bool[Array, "T *batch"]:

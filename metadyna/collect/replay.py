@@ -4,31 +4,41 @@ An item is any pytree: a transition, a padded episode, a trial of several episod
 functions over a leading task axis.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, UInt32
 
-from metadyna.types import EnvSpec, Transition
+from metadyna.collect.windows import Window, whole_of
+from metadyna.types import Discrete, EnvSpec, Space, Transition
 
 
 class Ring(NamedTuple):
-    """The newest items; `items` is stacked [capacity, ...], `added` counts all items ever added."""
+    """The newest items, stacked [capacity, ...]: the next one goes to slot `next`, after so many full `laps`.
 
-    items: Any
-    added: Int[Array, ""]
+    Counted in laps, since the number of all items ever added need not fit into 32 bits.
+    """
+
+    items: PyTree
+    next: Int[Array, ""]
+    laps: Int[Array, ""]
+
+    @property
+    def added(self) -> Int[Array, ""]:
+        """All items ever added, for rings of which it is known that these are less than 2³¹."""
+        return self.laps * capacity(self) + self.next
 
 
-def init(example: Any, capacity: int) -> Ring:
+def init(example: PyTree, capacity: int) -> Ring:
     """Allocate room for `capacity` items shaped like `example` (arrays or shapes)."""
     items = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
-    return Ring(items, jnp.int32(0))
+    return Ring(items, jnp.int32(0), jnp.int32(0))
 
 
-def full(items: Any) -> Ring:
+def full(items: PyTree) -> Ring:
     """A ring of exactly these items, stacked [capacity, ...]: a data set."""
-    return Ring(items, jnp.int32(jax.tree.leaves(items)[0].shape[0]))
+    return Ring(items, jnp.int32(0), jnp.int32(1))
 
 
 def capacity(ring: Ring) -> int:
@@ -38,45 +48,79 @@ def capacity(ring: Ring) -> int:
 
 def size(ring: Ring) -> Int[Array, ""]:
     """How many items are stored."""
-    return jnp.minimum(ring.added, capacity(ring))
+    return jnp.where(ring.laps > 0, capacity(ring), ring.next)
 
 
-def add(ring: Ring, items: Any) -> Ring:
+def serials(ring: Ring) -> UInt32[Array, "capacity"]:
+    """Which number every stored item had when it was added, modulo 2³²; meaningless in empty slots."""
+    slot = jnp.arange(capacity(ring))
+    lap = ring.laps - (slot >= ring.next)
+    return lap.astype(jnp.uint32) * jnp.uint32(capacity(ring)) + slot.astype(jnp.uint32)
+
+
+def add(ring: Ring, items: PyTree) -> Ring:
     """Add a batch of items, stacked on axis 0, over the oldest ones. A batch may not exceed the capacity."""
     count = jax.tree.leaves(items)[0].shape[0]
     if count > capacity(ring):
         raise ValueError(f"{count} items do not fit a ring of {capacity(ring)}")
-    slots = (ring.added + jnp.arange(count)) % capacity(ring)
+    slots = (ring.next + jnp.arange(count)) % capacity(ring)
     stored = jax.tree.map(lambda store, new: store.at[slots].set(new), ring.items, items)
-    return Ring(stored, ring.added + count)
+    return _moved(ring, stored, count)
 
 
-def transition_shapes(spec: EnvSpec) -> Transition:
-    """Shapes of one transition between boxes, to allocate room for."""
-    obs = jax.ShapeDtypeStruct(spec.observation.shape, jnp.float32)
-    action = jax.ShapeDtypeStruct(spec.action.shape, jnp.float32)
-    number, truth = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
-    return Transition(obs, action, number, number, obs, truth)
-
-
-def add_where(ring: Ring, items: Any, chosen: Bool[Array, "count"]) -> Ring:
+def add_where(ring: Ring, items: PyTree, chosen: Bool[Array, "count"]) -> Ring:
     """Add the chosen items of a batch; the others leave no gap. Of more than fit, the last are kept."""
     place = jnp.cumsum(chosen) - 1
     kept = chosen & (place >= jnp.sum(chosen) - capacity(ring))  # two items for one slot would have no order
     # A slot beyond the end is dropped.
-    slots = jnp.where(kept, (ring.added + place) % capacity(ring), capacity(ring))
+    slots = jnp.where(kept, (ring.next + place) % capacity(ring), capacity(ring))
     stored = jax.tree.map(lambda store, new: store.at[slots].set(new, mode="drop"), ring.items, items)
-    return Ring(stored, ring.added + jnp.sum(chosen))
+    return _moved(ring, stored, jnp.sum(chosen))
 
 
-def sample(ring: Ring, key: PRNGKeyArray, count: int) -> Any:
+def _moved(ring: Ring, stored: PyTree, count: Int[Array, ""] | int) -> Ring:
+    after = ring.next + count
+    return Ring(stored, after % capacity(ring), ring.laps + after // capacity(ring))
+
+
+def transition_shapes(spec: EnvSpec) -> Transition:
+    """Shapes of one transition, to allocate room for."""
+    number, truth = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
+    obs, action = _shape(spec.observation), _shape(spec.action)
+    if isinstance(spec.action, Discrete) and len(spec.action.sizes) == 1:
+        action = jax.ShapeDtypeStruct((), jnp.int32)  # one choice is a number
+    return Transition(obs, action, number, number, obs, truth)
+
+
+def _shape(space: Space) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(space.shape, jnp.int32 if isinstance(space, Discrete) else jnp.dtype(space.dtype))
+
+
+def sample(ring: Ring, key: PRNGKeyArray, count: int) -> PyTree:
     """Draw items uniformly with replacement, stacked [count, ...]. The ring must not be empty."""
     return take(ring, jax.random.randint(key, (count,), 0, size(ring)))
 
 
-def take(ring: Ring, slots: Int[Array, "count"]) -> Any:
+def take(ring: Ring, slots: Int[Array, "count"]) -> PyTree:
     """The items in the given slots."""
     return jax.tree.map(lambda store: store[slots], ring.items)
+
+
+def windows(ring: Ring, key: PRNGKeyArray, count: int, length: int) -> Window:
+    """Draw the last step of each of `count` windows uniformly over all that is stored, and what led to it.
+
+    Items are one step of B copies each, [B, ...], in the order in which they were lived. A window [length, count]
+    never reaches back over the end of an episode, nor beyond what is stored. Steps are gathered, not kept twice.
+    """
+    k_end, k_copy = jax.random.split(key)
+    batch = jax.tree.leaves(ring.items)[0].shape[1]
+    end = jax.random.randint(k_end, (count,), 0, size(ring))
+    copy = jax.random.randint(k_copy, (count,), 0, batch)
+    age = end[None] - jnp.arange(length - 1, -1, -1)[:, None]
+    oldest = jnp.where(ring.laps > 0, ring.next, 0)
+    slots = (oldest + jnp.maximum(age, 0)) % capacity(ring)
+    steps = jax.tree.map(lambda store: store[slots, copy[None]], ring.items)
+    return whole_of(steps, age >= 0)
 
 
 def sample_steps(

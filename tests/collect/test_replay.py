@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadyna.collect import replay
+from metadyna.collect import replay, windows
 from metadyna.collect.device import DeviceCollector
 from metadyna.envs.control import Body, DoubleIntegrator, OneTask
+from metadyna.types import TimeStep, Transition
 
 EXAMPLE = {"number": jnp.int32(0), "pair": jnp.zeros(2)}
 
@@ -51,6 +52,64 @@ def test_the_leaves_of_an_item_stay_together():
     drawn = replay.sample(ring, jax.random.key(0), 32)
     np.testing.assert_array_equal(drawn["pair"][:, 0], drawn["number"])
     np.testing.assert_array_equal(drawn["pair"][:, 1], -drawn["number"])
+
+
+def test_a_ring_that_has_gone_round_more_often_than_32_bits_count_goes_on():
+    """With all items ever added in one number, 2³¹ of them would make the size negative and every draw row 0."""
+    ring = ring_of(4, (1, 2, 3))._replace(laps=jnp.int32(2**31 - 2))
+    ring = replay.add(ring, items(4, 5))
+    assert replay.size(ring) == 4
+    assert stored(ring) == [2, 3, 4, 5]
+    assert {*replay.sample(ring, jax.random.key(0), 64)["number"].tolist()} == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 7, 11])
+def test_a_stored_item_keeps_its_number(count):
+    ring = ring_of(4, *[(number,) for number in range(count)])
+    numbers = replay.serials(ring)[: int(replay.size(ring))]
+    assert numbers.tolist() == ring.items["number"][: int(replay.size(ring))].tolist()
+
+
+def walk(number, last):
+    """One step of two copies, of which the second is 100 ahead."""
+    obs = jnp.float32([[number], [number + 100]])
+    return Transition(obs, obs[:, 0], obs[:, 0], jnp.ones(2), obs + 1, jnp.array(last))
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 6, 14])
+def test_windows_are_what_led_to_a_step_and_never_cross_an_episode(count):
+    """Copy 0 ends an episode with every third step, copy 1 with every fourth; the ring holds five."""
+    ring = replay.init(jax.eval_shape(lambda: walk(0, (False, False))), 5)
+    for number in range(count):
+        ring = replay.add(ring, jax.tree.map(lambda x: x[None], walk(number, (number % 3 == 2, number % 4 == 3))))
+    window = jax.jit(replay.windows, static_argnums=(2, 3))(ring, jax.random.key(1), 400, 4)
+    ends = set()
+    for obs, valid in zip(window.steps.obs[..., 0].T.tolist(), window.valid.T.tolist(), strict=True):
+        copy, end = divmod(int(obs[-1]), 100)
+        ends.add((copy, end))
+        began = end - end % (3 + copy)  # of the episode
+        there = [x for x in range(end - 3, end + 1) if x >= max(began, count - 5, 0)]
+        assert [x for x, good in zip(obs, valid, strict=True) if good] == [100 * copy + x for x in there]
+        assert valid == sorted(valid)
+    assert ends == {(copy, end) for copy in (0, 1) for end in range(max(0, count - 5), count)}
+
+
+def test_memory_while_acting_is_the_window_that_the_replay_would_give():
+    """Of an episode of five steps, and of two steps of the next, with room for three."""
+    shapes = replay.transition_shapes(DoubleIntegrator().spec)
+    history = windows.nothing(shapes, 3)
+    heard = []
+    for time in range(8):
+        first = time in (0, 6)
+        obs, action = jnp.full(2, time, jnp.float32), jnp.full(1, -time, jnp.float32)
+        timestep = TimeStep(obs, jnp.float32(10 * time), jnp.float32(1), jnp.bool_(first), jnp.bool_(time == 5), action)
+        history = jax.jit(windows.remember)(history, timestep)
+        steps, valid = history.window
+        heard.append([int(x) for x, good in zip(steps.next_obs[:, 0], valid, strict=True) if good])
+        assert [int(x) for x, good in zip(steps.obs[:, 0], valid, strict=True) if good] == [x - 1 for x in heard[-1]]
+        assert [int(x) for x, good in zip(steps.reward, valid, strict=True) if good] == [10 * x for x in heard[-1]]
+        assert [int(x) for x, good in zip(steps.action[:, 0], valid, strict=True) if good] == [-x for x in heard[-1]]
+    assert heard == [[], [1], [1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5], [], [7]]
 
 
 def test_shapes_alone_allocate_a_ring():
@@ -102,8 +161,16 @@ def test_the_shapes_of_transitions_are_those_that_a_collector_makes():
     env = DoubleIntegrator()
     body = Body(jnp.ones(1), jnp.ones(1))
     made = jax.eval_shape(
-        lambda: DeviceCollector(env, OneTask()).episodes(
-            lambda params, carry, timestep, key: (jnp.zeros(1), carry, ()), (), jnp.zeros(1), body, jax.random.key(0)
+        lambda: (
+            DeviceCollector(env, OneTask())
+            .episodes(
+                lambda params, carry, timestep, key: (jnp.zeros(1), carry, ()),
+                (),
+                jnp.zeros(1),
+                body,
+                jax.random.key(0),
+            )
+            .episodes
         )
     )
     shapes = replay.transition_shapes(env.spec)
