@@ -16,7 +16,7 @@ from metadyna.settings import check_ranges
 LossFn = Callable[[Any], tuple[Array, dict[str, Array]]]
 
 
-class Learner(NamedTuple):
+class DDQNLearner(NamedTuple):
     """A network that is trained against a slow copy of itself."""
 
     weights: Any
@@ -73,11 +73,11 @@ class DDQN:
         """Adam on clipped gradients, as one vector: a network of many small layers compiles to far fewer operations."""
         return optax.flatten(optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(self.learning_rate)))
 
-    def init(self, weights: Any) -> Learner:
+    def start(self, weights: Any) -> DDQNLearner:
         """Start with the target equal to the weights."""
         # A copy, so that no buffer is shared when the state is donated.
         target = jax.tree.map(jnp.copy, weights)
-        return Learner(weights, target, self.optimiser.init(weights), jnp.int32(0))
+        return DDQNLearner(weights, target, self.optimiser.init(weights), jnp.int32(0))
 
     def epsilon(self, steps: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Exploration rate after `steps` actions."""
@@ -89,7 +89,7 @@ class DDQN:
         due = after // self.update_every - before // self.update_every
         return jnp.where(episodes >= self.warmup, due, 0)
 
-    def descend(self, learner: Learner, loss: LossFn) -> tuple[Learner, dict[str, Array]]:
+    def update(self, learner: DDQNLearner, loss: LossFn) -> tuple[DDQNLearner, dict[str, Array]]:
         """One optimiser step on `loss(weights) -> (scalar, metrics)`; moves the target where its period is over."""
         gradients, metrics = jax.grad(loss, has_aux=True)(learner.weights)
         weights, optimiser = descend(self.optimiser, learner.weights, gradients, learner.optimiser)
@@ -104,7 +104,7 @@ class DDQN:
             )
 
         target = jax.lax.cond(updates % period == 0, moved, lambda: learner.target)
-        return Learner(weights, target, optimiser, updates), metrics
+        return DDQNLearner(weights, target, optimiser, updates), metrics
 
 
 def double_q_target(

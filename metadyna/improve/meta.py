@@ -18,11 +18,12 @@ from jaxtyping import Array, Float
 from metadyna.adapt.gradient import GradientSteps, Meta
 from metadyna.collect.returns import masked_mean, standardise
 from metadyna.improve.descend import descend
-from metadyna.improve.on_policy import Weighed, dice, log_likelihood, over_steps, surrogate, weigh_episodes
+from metadyna.improve.on_policy import Weighed, dice, log_likelihood, log_probs, over_steps, surrogate, weigh_episodes
 from metadyna.improve.ppo import clipped_surrogate
 from metadyna.improve.trpo import TRPO
-from metadyna.policies.distributions import normal_kl, normal_log_prob
-from metadyna.policies.gaussian import GaussianPolicy
+from metadyna.nets.inputs import Inputs
+from metadyna.policies.direct import Policy
+from metadyna.policies.distributions import Distribution
 from metadyna.settings import check_choices, check_ranges
 from metadyna.types import Transition
 
@@ -33,7 +34,7 @@ Surrogate = Literal["log-likelihood", "ratio", "dice"]
 
 
 @dataclass(frozen=True)
-class MetaLearner:
+class MetaGradient:
     """The adaptation, and what experience is worth to it; the outer step is that of a subclass."""
 
     inner: GradientSteps = GradientSteps()
@@ -49,42 +50,42 @@ class MetaLearner:
         check_choices(self, "surrogate")
         check_ranges(self, discount="[0, 1]", gae_decay="[0, 1]")
 
-    def copies(self, meta: Meta, count: int) -> GaussianPolicy:
+    def copies(self, meta: Meta, count: int) -> Policy:
         """The initial policy, once for every task."""
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), meta.weights)
 
-    def weigh(self, lived: Transition) -> Weighed:
-        """The advantages of every task's own episodes [T, M, N], as [M, T, N]."""
+    def weigh(self, lived: Transition, inputs: Inputs) -> Weighed:
+        """The advantages of every task's own episodes [T, M, N], as [M, T, N]; baselines read `inputs`."""
         by_task = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), lived)
-        return jax.vmap(lambda episodes: weigh_episodes(episodes, self.discount, self.gae_decay))(by_task)
+        return jax.vmap(lambda episodes: weigh_episodes(episodes, inputs, self.discount, self.gae_decay))(by_task)
 
     def adapt(self, meta: Meta, policies: Any, data: Weighed, number: int, factor: float = 1.0) -> Any:
         """Inner step `number` of every task's policy [M], on its own data."""
 
-        def one(policy: GaussianPolicy, data: Weighed) -> GaussianPolicy:
+        def one(policy: Policy, data: Weighed) -> Policy:
             return self.inner.step(policy, meta.rates, number, self._raised(data), factor)
 
         return jax.vmap(one)(policies, data)
 
-    def adapted(self, meta: Meta, rounds: Rounds) -> list[GaussianPolicy]:
+    def adapted(self, meta: Meta, rounds: Rounds) -> list[Policy]:
         """θ⁰, θ¹(θ), …: every task's policy [M] before and after each inner step, as functions of θ."""
 
-        def path(*data: Weighed) -> list[GaussianPolicy]:
+        def path(*data: Weighed) -> list[Policy]:
             return self.inner.path(meta, [self._raised(each) for each in data])
 
         if len(rounds) == 1:
             return [self.copies(meta, rounds[0].valid.shape[0])]
         return jax.vmap(path)(*rounds[:-1])
 
-    def init(self, meta: Meta) -> optax.OptState:
+    def start(self, meta: Meta) -> optax.OptState:
         """The outer optimiser's state."""
         raise NotImplementedError
 
-    def step(self, meta: Meta, optimiser: Any, rounds: Rounds) -> tuple[Meta, Any, dict[str, Array]]:
+    def update(self, meta: Meta, optimiser: Any, rounds: Rounds) -> tuple[Meta, Any, dict[str, Array]]:
         """The outer step."""
         raise NotImplementedError
 
-    def _raised(self, data: Weighed) -> Callable[[GaussianPolicy], Float[Array, ""]]:
+    def _raised(self, data: Weighed) -> Callable[[Policy], Float[Array, ""]]:
         """The objective of an inner step on one task's data."""
         if self.surrogate == "dice":
             return lambda policy: dice(policy, data, self.discount)
@@ -92,7 +93,7 @@ class MetaLearner:
 
 
 @dataclass(frozen=True)
-class MetaTRPO(MetaLearner):
+class MetaTRPO(MetaGradient):
     """A step of TRPO on the adapted policies' surrogate, differentiated through the adaptation."""
 
     trust: TRPO = TRPO(damping=1e-5)
@@ -102,24 +103,24 @@ class MetaTRPO(MetaLearner):
     credit: bool = False
     """Credit the initial policy with what its sample led to (E-MAML)."""
 
-    def init(self, meta: Meta) -> optax.OptState:
+    def start(self, meta: Meta) -> optax.OptState:
         """TRPO keeps nothing."""
         del meta
         return ()
 
-    def step(self, meta: Meta, optimiser: Any, rounds: Rounds) -> tuple[Meta, Any, dict[str, Array]]:
+    def update(self, meta: Meta, optimiser: Any, rounds: Rounds) -> tuple[Meta, Any, dict[str, Array]]:
         """One outer step."""
         last = rounds[-1]
 
-        def says(candidate: Meta) -> tuple[Array, Array]:
+        def says(candidate: Meta) -> Distribution:
             return jax.vmap(over_steps)(self.adapted(candidate, rounds)[-1], last.steps.obs)
 
         old = says(meta)
 
-        def kl(new: tuple[Array, Array]) -> Array:
-            return jnp.mean(jax.vmap(masked_mean)(normal_kl(*old, *new), last.valid))
+        def kl(new: Distribution) -> Array:
+            return jnp.mean(jax.vmap(masked_mean)(old.kl(new), last.valid))
 
-        meta, told = self.trust.step(meta, lambda candidate: self.objective(candidate, rounds), kl, says)
+        meta, told = self.trust.update(meta, lambda candidate: self.objective(candidate, rounds), kl, says)
         return meta, optimiser, told
 
     def objective(self, meta: Meta, rounds: Rounds) -> Float[Array, ""]:
@@ -137,13 +138,13 @@ class MetaTRPO(MetaLearner):
         worth = jax.vmap(masked_mean)(standardise(last.steps.reward, last.valid), last.valid)
 
         def sampled(data: Weighed) -> Array:
-            return masked_mean(_log_prob(meta.weights, data), data.valid)
+            return masked_mean(log_probs(meta.weights, data), data.valid)
 
         return jnp.mean(worth * jax.vmap(sampled)(first))
 
 
 @dataclass(frozen=True)
-class MetaPPO(MetaLearner):
+class MetaPPO(MetaGradient):
     """Steps of Adam on the adapted policies' clipped surrogate, near the policy that sampled (ProMP, Algorithm 1)."""
 
     surrogate: Surrogate = "ratio"
@@ -161,19 +162,19 @@ class MetaPPO(MetaLearner):
         super().__post_init__()
         check_ranges(self, learning_rate="(0, 1]", updates="[1, 10000]", clip="(0, 1)", kl_weight="[0, inf)")
 
-    def init(self, meta: Meta) -> optax.OptState:
+    def start(self, meta: Meta) -> optax.OptState:
         """Adam's moments."""
         moving: Any = meta
         return optax.adam(self.learning_rate).init(moving)
 
-    def step(self, meta: Meta, optimiser: Any, rounds: Rounds) -> tuple[Meta, Any, dict[str, Array]]:
+    def update(self, meta: Meta, optimiser: Any, rounds: Rounds) -> tuple[Meta, Any, dict[str, Array]]:
         """All outer steps."""
         first = rounds[0]
         old = jax.lax.stop_gradient(jax.vmap(over_steps, (None, 0))(meta.weights, first.steps.obs))
 
         def loss(candidate: Meta) -> tuple[Array, dict[str, Array]]:
             new = jax.vmap(over_steps, (None, 0))(candidate.weights, first.steps.obs)
-            kl = jnp.mean(jax.vmap(masked_mean)(normal_kl(*old, *new), first.valid))
+            kl = jnp.mean(jax.vmap(masked_mean)(old.kl(new), first.valid))
             gain = self.objective(candidate, rounds)
             return self.kl_weight * kl - gain, {"inner_kl": kl, "surrogate_gain": gain}
 
@@ -188,12 +189,8 @@ class MetaPPO(MetaLearner):
     def objective(self, meta: Meta, rounds: Rounds) -> Float[Array, ""]:
         """Mean over tasks of E[min(ρ Â, clip(ρ, 1 - ε, 1 + ε) Â)], ρ = π_θ'/π_old, θ' = θ'(θ)."""
 
-        def clipped(policy: GaussianPolicy, data: Weighed) -> Array:
-            earned = clipped_surrogate(_log_prob(policy, data) - data.steps.extras, data.advantage, self.clip)
+        def clipped(policy: Policy, data: Weighed) -> Array:
+            earned = clipped_surrogate(log_probs(policy, data) - data.steps.extras, data.advantage, self.clip)
             return masked_mean(earned, data.valid)
 
         return jnp.mean(jax.vmap(clipped)(self.adapted(meta, rounds)[-1], rounds[-1]))
-
-
-def _log_prob(policy: GaussianPolicy, data: Weighed) -> Float[Array, "T N"]:
-    return normal_log_prob(data.steps.action, *over_steps(policy, data.steps.obs))

@@ -4,14 +4,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from metadyna.collect.episodes import valid_steps
 from metadyna.collect.returns import gae, masked_mean, rewards_to_go, standardise
 from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.trpo import TRPO
-from metadyna.policies.distributions import normal_entropy, normal_kl, normal_log_prob
-from metadyna.policies.gaussian import GaussianPolicy
+from metadyna.nets.inputs import Inputs
+from metadyna.policies.acting import Policy
+from metadyna.policies.distributions import Distribution
 from metadyna.types import Transition
 
 
@@ -46,15 +47,16 @@ def weigh(
     return Weighed(steps, time, standardise(advantage, valid), target, valid)
 
 
-def weigh_episodes(episodes: Transition, discount: float, decay: float) -> Weighed:
-    """Advantages of whole episodes [T, B] beside a baseline that is fitted to them alone.
+def weigh_episodes(episodes: Transition, inputs: Inputs, discount: float, decay: float) -> Weighed:
+    """Advantages of whole episodes [T, B] beside a baseline that is fitted to them alone, reading `inputs`.
 
     Nothing counts after an episode's last step, nor after step T: the baseline knows the time, so it need not.
     """
     steps, valid = whole(episodes)
     began = jnp.zeros(steps.reward.shape[1], jnp.int32)
-    lived = weigh(steps, LinearBaseline.zero(episodes.obs.shape[-1]), began, valid, discount, decay)
-    return weigh(steps, refit(lived), began, valid, discount, decay)
+    baseline = LinearBaseline.zero(inputs)
+    lived = weigh(steps, baseline, began, valid, discount, decay)
+    return weigh(steps, refit(baseline, lived), began, valid, discount, decay)
 
 
 def whole(episodes: Transition) -> tuple[Transition, Bool[Array, "T B"]]:
@@ -64,34 +66,31 @@ def whole(episodes: Transition) -> tuple[Transition, Bool[Array, "T B"]]:
     return episodes._replace(reward=reward, discount=alive, last=last), valid
 
 
-def refit(data: Weighed) -> LinearBaseline:
+def refit(baseline: LinearBaseline, data: Weighed) -> LinearBaseline:
     """Fit the baseline that the next experience is weighed by."""
     obs, time, target, valid = (
         x.reshape(-1, *x.shape[2:]) for x in (data.steps.obs, data.time, data.target, data.valid)
     )
-    return LinearBaseline.fit(obs, time, target, valid)
+    return baseline.fit(obs, time, target, valid)
 
 
-def surrogate(policy: GaussianPolicy, data: Weighed) -> Float[Array, ""]:
+def surrogate(policy: Policy, data: Weighed) -> Float[Array, ""]:
     """E[π(a|s) / π_old(a|s) Â] over the valid steps, whose `extras` are log π_old. Schulman et al. 2015, eq. 14."""
-    log_prob = normal_log_prob(data.steps.action, *over_steps(policy, data.steps.obs))
+    log_prob = log_probs(policy, data)
     return masked_mean(jnp.exp(log_prob - data.steps.extras) * data.advantage, data.valid)
 
 
-def log_likelihood(policy: GaussianPolicy, data: Weighed) -> Float[Array, ""]:
+def log_likelihood(policy: Policy, data: Weighed) -> Float[Array, ""]:
     """E[log π(a|s) Â]: the surrogate of REINFORCE, whose second derivative lacks the product of two scores."""
-    return masked_mean(
-        normal_log_prob(data.steps.action, *over_steps(policy, data.steps.obs)) * data.advantage, data.valid
-    )
+    return masked_mean(log_probs(policy, data) * data.advantage, data.valid)
 
 
-def dice(policy: GaussianPolicy, data: Weighed, discount: float) -> Float[Array, ""]:
+def dice(policy: Policy, data: Weighed, discount: float) -> Float[Array, ""]:
     """Mean of box_t r̃_t, box_t = exp(c_t − stop(c_t)), c_t = Σ_{t' ≤ t} log π: right in every derivative.
 
     Foerster et al. 2018, eq. 8.
     """
-    log_prob = normal_log_prob(data.steps.action, *over_steps(policy, data.steps.obs))
-    so_far = jnp.cumsum(jnp.where(data.valid, log_prob, 0), axis=0)
+    so_far = jnp.cumsum(jnp.where(data.valid, log_probs(policy, data), 0), axis=0)
     box = jnp.exp(so_far - jax.lax.stop_gradient(so_far))
     return masked_mean(box * dice_worth(data, discount), data.valid)
 
@@ -101,28 +100,31 @@ def dice_worth(data: Weighed, discount: float) -> Float[Array, "T B"]:
     reward = discount**data.time * data.steps.reward
     unseen = jnp.zeros((*reward.shape, 0))
     rows = unseen.reshape(reward.size, 0), data.time.ravel(), reward.ravel(), data.valid.ravel()
-    return standardise(reward - LinearBaseline.fit(*rows)(unseen, data.time), data.valid)
+    return standardise(reward - LinearBaseline.zero(Inputs()).fit(*rows)(unseen, data.time), data.valid)
 
 
-def trust_region_step(
-    settings: TRPO, policy: GaussianPolicy, data: Weighed
-) -> tuple[GaussianPolicy, dict[str, Float[Array, ""]]]:
+def trust_region_step(settings: TRPO, policy: Policy, data: Weighed) -> tuple[Policy, dict[str, Float[Array, ""]]]:
     """One step of TRPO on experience that was lived with this policy."""
     old = over_steps(policy, data.steps.obs)
 
-    def says(candidate: GaussianPolicy) -> tuple[Array, Array]:
+    def kl(new: Distribution) -> Array:
+        return masked_mean(old.kl(new), data.valid)
+
+    def says(candidate: Policy) -> Distribution:
         return over_steps(candidate, data.steps.obs)
 
-    def kl(new: tuple[Array, Array]) -> Array:
-        return masked_mean(normal_kl(*old, *new), data.valid)
-
-    policy, metrics = settings.step(policy, lambda candidate: surrogate(candidate, data), kl, says)
-    return policy, {**metrics, "entropy": jnp.mean(normal_entropy(old[1]))}
+    policy, metrics = settings.update(policy, lambda candidate: surrogate(candidate, data), kl, says)
+    return policy, {**metrics, "entropy": masked_mean(old.entropy(), data.valid)}
 
 
-def over_steps(policy: GaussianPolicy, obs: Float[Array, "T B observed"]) -> tuple[Array, Array]:
-    """Means and log standard deviations [T, B, actions]."""
+def over_steps(policy: Policy, obs: PyTree) -> Distribution:
+    """What a policy says at every one of [T, B] observations."""
     return jax.vmap(jax.vmap(policy))(obs)
+
+
+def log_probs(policy: Policy, data: Weighed) -> Float[Array, "T B"]:
+    """The log-density that a policy gives to what was done."""
+    return over_steps(policy, data.steps.obs).log_prob(data.steps.action)
 
 
 def _times(last: Bool[Array, "T B"], began: Int[Array, "B"]) -> Int[Array, "T B"]:

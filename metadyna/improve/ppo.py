@@ -1,52 +1,45 @@
 """Proximal policy optimisation: the clipped surrogate (Schulman et al. 2017, arXiv 1707.06347)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from metadyna.collect.returns import standardise
+from metadyna.collect.returns import masked_mean, standardise
 from metadyna.improve.descend import descend
-from metadyna.nets.layers import MLP
-from metadyna.policies.distributions import normal_entropy, normal_log_prob
-from metadyna.policies.gaussian import GaussianPolicy
+from metadyna.policies.distributions import Distribution
 from metadyna.settings import check_ranges
 
-
-class ActorCritic(NamedTuple):
-    """Policy and value network, moved by one optimiser."""
-
-    policy: GaussianPolicy
-    value: MLP
+LossFn = Callable[[Any, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
+"""`loss(weights, rows) -> (scalar, metrics)`."""
 
 
 class OnPolicyBatch(NamedTuple):
-    """Rows of experience [n, ...] with what learning on it needs."""
+    """Experience with what learning on it needs: rows [n, ...], or sequences [n, T, ...]."""
 
-    obs: Float[Array, "n observed"]
-    action: Float[Array, "n actions"]
-    log_prob: Float[Array, "n"]
-    advantage: Float[Array, "n"]
-    value_target: Float[Array, "n"]
+    obs: PyTree
+    action: PyTree
+    log_prob: Float[Array, "*n"]
+    advantage: Float[Array, "*n"]
+    value_target: Float[Array, "*n"]
 
 
 class PPOLearner(NamedTuple):
     """Weights and optimiser."""
 
-    weights: ActorCritic
+    weights: Any
     optimiser: optax.OptState
     updates: Int[Array, ""]
 
 
 @dataclass(frozen=True)
 class PPO:
-    """Networks, and several epochs of minibatches on one batch of fresh experience."""
+    """Several epochs of minibatches on one batch of fresh experience, for any weights."""
 
-    widths: tuple[int, ...] = (64, 64)
-    """Hidden layers of policy and value network, with tanh."""
     learning_rate: float = 3e-4
     """Adam's step size."""
     clip: float = 0.2
@@ -61,8 +54,6 @@ class PPO:
     """Weight of the entropy bonus, in nats."""
     gradient_clip: float = 0.5
     """Largest global L2 norm of a gradient."""
-    log_std: float = 0.0
-    """Log standard deviation of a fresh policy."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -74,7 +65,6 @@ class PPO:
             value_weight="[0, inf)",
             entropy_weight="[0, inf)",
             gradient_clip="(0, inf]",
-            log_std="[-5, 2]",
         )
 
     @property
@@ -82,24 +72,23 @@ class PPO:
         """Adam on clipped gradients."""
         return optax.chain(optax.clip_by_global_norm(self.gradient_clip), optax.adam(self.learning_rate, eps=1e-5))
 
-    def init(self, observed: int, actions: int, key: PRNGKeyArray) -> PPOLearner:
-        """Draw policy and value network."""
-        k_policy, k_value = jax.random.split(key)
-        policy = GaussianPolicy.create(observed, actions, self.widths, k_policy, self.log_std)
-        weights = ActorCritic(policy, MLP.create((observed, *self.widths, 1), k_value, jax.nn.tanh))
-        moving: Any = weights
-        return PPOLearner(weights, self.optimiser.init(moving), jnp.int32(0))
+    def start(self, weights: Any) -> PPOLearner:
+        """Begin with these weights."""
+        return PPOLearner(weights, self.optimiser.init(weights), jnp.int32(0))
 
-    def train(
-        self, learner: PPOLearner, batch: OnPolicyBatch, key: PRNGKeyArray
+    def update(
+        self, learner: PPOLearner, batch: PyTree, loss: LossFn, key: PRNGKeyArray
     ) -> tuple[PPOLearner, dict[str, Float[Array, ""]]]:
-        """Make all passes over a batch; rows that do not fill a minibatch sit a pass out. Metrics are means."""
-        rows = batch.log_prob.shape[0]
+        """Make all passes over a batch [n, ...]; rows that do not fill a minibatch sit a pass out. Metrics are means.
+
+        A row is what is never cut: a step, or a sequence over which `loss` runs a memory.
+        """
+        rows = jax.tree.leaves(batch)[0].shape[0]
         size = rows // self.minibatches
 
         def minibatch(learner: PPOLearner, chosen: Array) -> tuple[PPOLearner, dict[str, Array]]:
             part = jax.tree.map(lambda x: x[chosen], batch)
-            slope, metrics = jax.grad(self.loss, has_aux=True)(learner.weights, part)
+            slope, metrics = jax.grad(loss, has_aux=True)(learner.weights, part)
             weights, optimiser = descend(self.optimiser, learner.weights, slope, learner.optimiser)
             return PPOLearner(weights, optimiser, learner.updates + 1), metrics
 
@@ -110,15 +99,24 @@ class PPO:
         learner, metrics = jax.lax.scan(epoch, learner, jax.random.split(key, self.epochs))
         return learner, jax.tree.map(jnp.mean, metrics)
 
-    def loss(self, weights: ActorCritic, batch: OnPolicyBatch) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Clipped surrogate, value regression and entropy (eq. 7 and 9); advantages standardised per minibatch."""
-        mean, log_std = jax.vmap(weights.policy)(batch.obs)
-        log_ratio = normal_log_prob(batch.action, mean, log_std) - batch.log_prob
-        surrogate = clipped_surrogate(log_ratio, standardise(batch.advantage), self.clip)
-        value_loss = jnp.mean((jax.vmap(weights.value)(batch.obs)[:, 0] - batch.value_target) ** 2)
-        entropy = jnp.mean(normal_entropy(log_std))
-        loss = -jnp.mean(surrogate) + self.value_weight * value_loss - self.entropy_weight * entropy
-        kl = jnp.mean(jnp.expm1(log_ratio) - log_ratio)  # unbiased, and never negative (Schulman 2020)
+    def loss(
+        self,
+        said: Distribution,
+        value: Float[Array, "*n"],
+        batch: OnPolicyBatch,
+        valid: Bool[Array, "*n"] | None = None,
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Clipped surrogate, value regression and entropy (eq. 7 and 9), of what a network now says and estimates.
+
+        Advantages are standardised over the minibatch; steps that are not valid do not count.
+        """
+        valid = jnp.ones(value.shape, bool) if valid is None else valid
+        log_ratio = said.log_prob(batch.action) - batch.log_prob
+        surrogate = clipped_surrogate(log_ratio, standardise(batch.advantage, valid), self.clip)
+        value_loss = masked_mean((value - batch.value_target) ** 2, valid)
+        entropy = masked_mean(said.entropy(), valid)
+        loss = -masked_mean(surrogate, valid) + self.value_weight * value_loss - self.entropy_weight * entropy
+        kl = masked_mean(jnp.expm1(log_ratio) - log_ratio, valid)  # unbiased, and never negative (Schulman 2020)
         return loss, {"value_loss": value_loss, "entropy": entropy, "kl": kl}
 
 
@@ -128,9 +126,3 @@ def clipped_surrogate(
     """min(ρ A, clip(ρ, 1 - ε, 1 + ε) A), ρ = π / π_old. eq. 7"""
     ratio = jnp.exp(log_ratio)
     return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
-
-
-def values(network: Any, obs: Float[Array, "*batch observed"]) -> Float[Array, "*batch"]:
-    """Values of any batch of observations."""
-    flat = jax.vmap(network)(obs.reshape(-1, obs.shape[-1]))
-    return flat.reshape(obs.shape[:-1])

@@ -1,38 +1,37 @@
 """Soft actor-critic with twin critics and automatic temperature (Haarnoja et al. 2018, arXiv 1812.05905)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from metadyna.improve.descend import descend
-from metadyna.nets.layers import MLP
-from metadyna.policies.distributions import squashed_normal
-from metadyna.policies.squashed import Actor
 from metadyna.settings import check_ranges
 from metadyna.types import Transition
 
+CriticTerm = Callable[[Any, Transition, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
+"""`term(critics, batch, key) -> (loss, metrics)`, added to the critics' loss: what an encoder among them also owes."""
 
-class Critic(eqx.Module):
-    """Q(features, action)."""
+Shown = Callable[[Any, PyTree], PyTree]
+"""`shown(critics, obs)`: what the actor reads of observations [B, ...], for encoders that the critics alone move."""
 
-    mlp: MLP
 
-    def __call__(self, x: Float[Array, "features"], action: Float[Array, "actions"]) -> Float[Array, ""]:
-        """Value one pair."""
-        return self.mlp(jnp.concatenate([x, action]))[0]
+def as_they_are(critics: Any, obs: PyTree) -> PyTree:
+    """Show the actor the observations themselves."""
+    del critics
+    return obs
 
 
 class SACLearner(NamedTuple):
     """Weights, slow critics and one optimiser state each for actor, critics and temperature."""
 
-    actor: Actor
-    critics: tuple[Critic, Critic]
-    targets: tuple[Critic, Critic]
+    actor: Any
+    critics: Any
+    targets: Any
     log_temperature: Float[Array, ""]
     actor_optimiser: optax.OptState
     critic_optimiser: optax.OptState
@@ -42,12 +41,12 @@ class SACLearner(NamedTuple):
 
 @dataclass(frozen=True)
 class SAC:
-    """Networks and one update on a batch of transitions."""
+    """One update of any actor and critics on a batch of transitions.
 
-    widths: tuple[int, ...] = (256, 256)
-    """Hidden layers of actor and critics."""
-    layer_norm: bool = False
-    """Normalise the critics' hidden layers."""
+    `actor(obs)` is a distribution over actions in (-1, 1), `critics(obs, action)` are values [2] of one pair; both
+    speak of one observation, which may have any structure.
+    """
+
     actor_rate: float = 3e-4
     """Adam's step size for the actor."""
     critic_rate: float = 3e-4
@@ -77,41 +76,50 @@ class SAC:
             batch="[1, 1000000]",
         )
 
-    def init(self, features: int, actions: int, key: PRNGKeyArray) -> SACLearner:
-        """Draw all weights; the slow critics begin as copies."""
-        k_actor, *k_critics = jax.random.split(key, 3)
-        actor = Actor(MLP.create((features, *self.widths, 2 * actions), k_actor))
-        one, other = (
-            Critic(MLP.create((features + actions, *self.widths, 1), k, layer_norm=self.layer_norm)) for k in k_critics
-        )
+    def start(self, actor: Any, critics: Any) -> SACLearner:
+        """Begin with these weights; the slow critics begin as copies."""
         log_temperature = jnp.log(jnp.float32(self.temperature))
-        parts: Any = actor, (one, other)
         return SACLearner(
             actor,
-            (one, other),
-            jax.tree.map(jnp.copy, (one, other)),
+            critics,
+            jax.tree.map(jnp.copy, critics),
             log_temperature,
-            optax.adam(self.actor_rate).init(parts[0]),
-            optax.adam(self.critic_rate).init(parts[1]),
+            optax.adam(self.actor_rate).init(actor),
+            optax.adam(self.critic_rate).init(critics),
             optax.adam(self.temperature_rate).init(log_temperature),
             jnp.int32(0),
         )
 
     def update(
-        self, learner: SACLearner, batch: Transition, key: PRNGKeyArray
+        self,
+        learner: SACLearner,
+        batch: Transition,
+        key: PRNGKeyArray,
+        term: CriticTerm | None = None,
+        shown: Shown = as_they_are,
     ) -> tuple[SACLearner, dict[str, Float[Array, ""]]]:
-        """One step for critics, actor and temperature on transitions [B, ...] whose `obs` are features."""
+        """One step for critics, actor and temperature on transitions [B, ...]."""
         k_next, k_actor = jax.random.split(key)
         temperature = jnp.exp(learner.log_temperature)
+        target = jax.lax.stop_gradient(self.critic_target(learner, batch, k_next, shown))
 
-        target = jax.lax.stop_gradient(self.critic_target(learner, batch, k_next))
-        critic_loss, slope = jax.value_and_grad(_critic_loss)(learner.critics, batch, target)
+        def critic_loss(critics: Any) -> tuple[Array, dict[str, Array]]:
+            values = jax.vmap(critics)(batch.obs, batch.action)
+            loss = 0.5 * jnp.sum(jnp.mean((values - target[:, None]) ** 2, axis=0))  # eq. 5
+            added, told = (0.0, {}) if term is None else term(critics, batch, jax.random.fold_in(k_next, 1))
+            return loss + added, {"critic_loss": loss, **told}
+
+        slope, told = jax.grad(critic_loss, has_aux=True)(learner.critics)
         adam = optax.adam(self.critic_rate)
         critics, critic_optimiser = descend(adam, learner.critics, slope, learner.critic_optimiser)
 
-        (actor_loss, log_prob), slope = jax.value_and_grad(_actor_loss, has_aux=True)(
-            learner.actor, critics, temperature, batch.obs, k_actor
-        )
+        seen = jax.lax.stop_gradient(shown(critics, batch.obs))
+
+        def actor_loss(actor: Any) -> tuple[Array, Array]:
+            action, log_prob = jax.vmap(actor)(seen).sample_with_log_prob(k_actor)
+            return jnp.mean(temperature * log_prob - _least(critics, batch.obs, action)), log_prob  # eq. 9
+
+        (loss, log_prob), slope = jax.value_and_grad(actor_loss, has_aux=True)(learner.actor)
         adam = optax.adam(self.actor_rate)
         actor, actor_optimiser = descend(adam, learner.actor, slope, learner.actor_optimiser)
 
@@ -122,8 +130,8 @@ class SAC:
         log_temperature, temperature_optimiser = descend(adam, old, slope, learner.temperature_optimiser)
 
         metrics = {
-            "critic_loss": critic_loss,
-            "actor_loss": actor_loss,
+            **told,
+            "actor_loss": loss,
             "entropy": -jnp.mean(log_prob),
             "temperature": temperature,
             "value": jnp.mean(target),
@@ -140,27 +148,15 @@ class SAC:
         )
         return learner, metrics
 
-    def critic_target(self, learner: SACLearner, batch: Transition, key: PRNGKeyArray) -> Float[Array, "B"]:
+    def critic_target(
+        self, learner: SACLearner, batch: Transition, key: PRNGKeyArray, shown: Shown = as_they_are
+    ) -> Float[Array, "B"]:
         """r + γ (min Q'(s', a') - α log π(a'|s')) with a fresh a'; no future where the MDP terminated. eq. 5."""
-        mean, log_std = jax.vmap(learner.actor)(batch.next_obs)
-        action, log_prob = squashed_normal(mean, log_std, key)
+        said = jax.vmap(learner.actor)(shown(learner.critics, batch.next_obs))
+        action, log_prob = said.sample_with_log_prob(key)
         value = _least(learner.targets, batch.next_obs, action) - jnp.exp(learner.log_temperature) * log_prob
         return batch.reward + self.discount * batch.discount * value
 
 
-def _critic_loss(critics: tuple[Critic, Critic], batch: Transition, target: Array) -> Float[Array, ""]:
-    values = [jax.vmap(critic)(batch.obs, batch.action) for critic in critics]
-    return sum((0.5 * jnp.mean((value - target) ** 2) for value in values), jnp.float32(0))  # eq. 5
-
-
-def _actor_loss(
-    actor: Actor, critics: tuple[Critic, Critic], temperature: Array, obs: Array, key: PRNGKeyArray
-) -> tuple[Float[Array, ""], Float[Array, "B"]]:
-    mean, log_std = jax.vmap(actor)(obs)
-    action, log_prob = squashed_normal(mean, log_std, key)
-    return jnp.mean(temperature * log_prob - _least(critics, obs, action)), log_prob  # eq. 9
-
-
-def _least(critics: tuple[Critic, Critic], obs: Array, action: Array) -> Float[Array, "B"]:
-    one, other = (jax.vmap(critic)(obs, action) for critic in critics)
-    return jnp.minimum(one, other)
+def _least(critics: Any, obs: PyTree, action: Array) -> Float[Array, "B"]:
+    return jnp.min(jax.vmap(critics)(obs, action), axis=-1)

@@ -44,7 +44,7 @@ class TRPO:
             shrink="(0, 1)",
         )
 
-    def step(
+    def update(
         self, weights: Any, surrogate: Objective, kl: Objective, policy: Callable[[Any], Any] = _itself
     ) -> tuple[Any, dict[str, Float[Array, ""]]]:
         """Raise `surrogate(weights)` while `kl(policy(weights))`, 0 and least at the start, stays within the bound.

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class Moments(NamedTuple):
@@ -18,14 +19,22 @@ class Moments(NamedTuple):
         """Nothing seen."""
         return Moments(jnp.float32(0), jnp.zeros(shape), jnp.zeros(shape))
 
-    def add(self, batch: Float[Array, "n *shape"]) -> "Moments":
-        """See a batch."""
-        n = batch.shape[0]
-        # Relative to the first row: the mean of equal numbers is then exact, however large they are.
-        mean = batch[0] + jnp.mean(batch - batch[:1], axis=0)
-        shift, count = mean - self.mean, self.number + n
-        squares = self.squares + jnp.sum((batch - mean[None]) ** 2, axis=0) + shift**2 * (self.number * n / count)
-        return Moments(count, self.mean + shift * (n / count), squares)
+    def add(self, batch: Float[Array, "n *shape"], valid: Bool[Array, "n"] | None = None) -> "Moments":
+        """See a batch, or the `valid` rows of it; what the others hold does not matter."""
+        valid = jnp.ones(batch.shape[0], bool) if valid is None else valid
+        chosen, number = valid.reshape(-1, *[1] * (batch.ndim - 1)), jnp.sum(valid, dtype=jnp.float32)
+        # Relative to one of the rows: the mean of equal numbers is then exact, however large they are.
+        origin = batch[jnp.argmax(valid)]
+        shifted = jnp.where(chosen, batch - origin[None], 0.0)
+        mean = origin + jnp.sum(shifted, axis=0) / jnp.maximum(number, 1)
+        deviation = jnp.where(chosen, batch - mean[None], 0.0)
+        count = self.number + number
+        share, before = number / jnp.maximum(count, 1), self.number > 0
+        shift = jnp.where(before, mean - self.mean, 0.0)
+        mean = jnp.where(before, self.mean + shift * share, mean)
+        squares = self.squares + jnp.sum(deviation**2, axis=0) + shift**2 * (self.number * share)
+        seen = Moments(count, mean, squares)
+        return jax.tree.map(lambda new, old: jnp.where(number > 0, new, old), seen, self)
 
     @property
     def std(self) -> Float[Array, "*shape"]:

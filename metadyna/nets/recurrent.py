@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from metadyna.nets.layers import Linear
 
@@ -58,6 +58,57 @@ class LSTM(eqx.Module):
         running = jnp.sum(lengths[None, :] > jnp.arange(projected.shape[0])[:, None], axis=1)
         parts = -(-running * _PARTS // projected.shape[1])
         return _unroll_running(self.recurrent.weight, inputs[:, order], parts)[:, jnp.argsort(order)]
+
+
+class GRU(eqx.Module):
+    """Gated recurrent unit (Cho et al. 2014), with the reset gate after the product, as in PyTorch.
+
+    As in `LSTM` the input projection is a map of its own, for a whole sequence at once.
+    """
+
+    project: Linear
+    recurrent: Linear
+
+    @staticmethod
+    def create(inputs: int, width: int, key: PRNGKeyArray) -> "GRU":
+        """Draw all weights uniformly in ±1/√width."""
+        k_input, k_hidden = jax.random.split(key)
+        return GRU(
+            Linear.create(inputs, 3 * width, k_input, fan_in=width),
+            Linear.create(width, 3 * width, k_hidden, fan_in=width),
+        )
+
+    def initial(self, batch: tuple[int, ...] = ()) -> Float[Array, "*batch width"]:
+        """All zeros."""
+        return jnp.zeros((*batch, self.recurrent.weight.shape[0]))
+
+    def step(
+        self, state: Float[Array, "*batch width"], projected: Float[Array, "*batch gates"]
+    ) -> Float[Array, "*batch width"]:
+        """Advance by one projected input."""
+        reset, update, new = jnp.split(projected, 3, axis=-1)
+        bias = jnp.broadcast_to(self.recurrent.bias, projected.shape)
+        from_reset, from_update, from_new = jnp.split(state @ self.recurrent.weight + bias, 3, axis=-1)
+        new = jnp.tanh(new + jax.nn.sigmoid(reset + from_reset) * from_new)
+        update = jax.nn.sigmoid(update + from_update)
+        return (1 - update) * new + update * state
+
+    def unroll(
+        self,
+        projected: Float[Array, "T *batch gates"],
+        initial: Float[Array, "*batch width"] | None = None,
+        valid: Bool[Array, "T *batch"] | None = None,
+    ) -> Float[Array, "T *batch width"]:
+        """States after each of T steps, from `initial` or zeros; where a step is not valid the state stays."""
+
+        def step(state: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+            inputs, valid = now
+            state = jnp.where(valid[..., None], self.step(state, inputs), state)
+            return state, state
+
+        valid = jnp.ones(projected.shape[:-1], bool) if valid is None else valid
+        start = self.initial(projected.shape[1:-1]) if initial is None else initial
+        return lax.scan(step, start, (projected, valid))[1]
 
 
 def lstm_cell(gates: Float[Array, "*batch gates"], cell: Float[Array, "*batch width"]) -> LSTMState:

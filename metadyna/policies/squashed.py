@@ -1,4 +1,6 @@
-"""Squashed Gaussian policies."""
+"""Squashed Gaussian policies, and the critics of actions that they are learnt with."""
+
+from dataclasses import dataclass
 
 import equinox as eqx
 import jax
@@ -6,44 +8,55 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from metadyna.nets.layers import MLP
-from metadyna.policies.distributions import squashed_normal
-from metadyna.types import TimeStep
+from metadyna.policies.distributions import Normal, TanhNormal, bend
 
 LOG_STD_RANGE = (-20.0, 2.0)
 
 
-class Actor(eqx.Module):
+class SquashedPolicy(eqx.Module):
     """Squashed Gaussian over actions in (-1, 1), given features."""
 
     mlp: MLP
 
-    def __call__(self, x: Float[Array, "features"]) -> tuple[Float[Array, "actions"], Float[Array, "actions"]]:
-        """Mean and log standard deviation before the squashing."""
+    def __call__(self, x: Float[Array, "features"]) -> TanhNormal:
+        """The distribution over actions."""
         mean, log_std = jnp.split(self.mlp(x), 2, axis=-1)
-        return mean, jnp.clip(log_std, *LOG_STD_RANGE)
+        return TanhNormal(Normal(mean, bend(log_std, *LOG_STD_RANGE)))
 
 
-def sac_action(
-    actor: Actor, x: Float[Array, "features"], key: PRNGKeyArray, stochastic: bool | Array = True
-) -> Float[Array, "actions"]:
-    """Draw an action, or take the squashed mean."""
-    mean, log_std = actor(x)
-    return jnp.where(stochastic, squashed_normal(mean, log_std, key)[0], jnp.tanh(mean))
+class Critic(eqx.Module):
+    """Q(features, action)."""
+
+    mlp: MLP
+
+    def __call__(self, x: Float[Array, "features"], action: Float[Array, "actions"]) -> Float[Array, ""]:
+        """Value one pair."""
+        return self.mlp(jnp.concatenate([x, action]))[0]
 
 
-def practise(
-    params: tuple[Actor, Array], carry: tuple[()], timestep: TimeStep, key: PRNGKeyArray
-) -> tuple[Array, tuple[()], tuple[()]]:
-    """Draw from the policy, or uniformly while warming up."""
-    actor, random = params
-    k_action, k_random = jax.random.split(key)
-    action = sac_action(actor, timestep.obs, k_action)
-    uniform = jax.random.uniform(k_random, action.shape, minval=-1, maxval=1)
-    return jnp.where(random, uniform, action), carry, ()
+class TwinCritic(eqx.Module):
+    """Two critics of the same actions, of which the lower is believed (Fujimoto et al. 2018, arXiv 1802.09477)."""
+
+    one: Critic
+    other: Critic
+
+    def __call__(self, x: Float[Array, "features"], action: Float[Array, "actions"]) -> Float[Array, "2"]:
+        """Both values of one pair."""
+        return jnp.stack([self.one(x, action), self.other(x, action)])
 
 
-def perform(
-    actor: Actor, carry: tuple[()], timestep: TimeStep, key: PRNGKeyArray
-) -> tuple[Array, tuple[()], tuple[()]]:
-    """Take the policy's mean action."""
-    return sac_action(actor, timestep.obs, key, stochastic=False), carry, ()
+@dataclass(frozen=True)
+class ActorCritic:
+    """Networks for actions in [-1, 1]: a squashed policy and two critics."""
+
+    widths: tuple[int, ...] = (256, 256)
+    """Hidden layers of each."""
+    layer_norm: bool = False
+    """Normalise the critics' hidden layers."""
+
+    def create(self, features: int, actions: int, key: PRNGKeyArray) -> tuple[SquashedPolicy, TwinCritic]:
+        """Draw them for so many numbers observed and actions."""
+        k_actor, *k_critics = jax.random.split(key, 3)
+        actor = SquashedPolicy(MLP.create((features, *self.widths, 2 * actions), k_actor))
+        sizes = (features + actions, *self.widths, 1)
+        return actor, TwinCritic(*(Critic(MLP.create(sizes, k, layer_norm=self.layer_norm)) for k in k_critics))
