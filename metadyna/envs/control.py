@@ -87,6 +87,15 @@ class Control:
         """What a step between two physical states pays, and whether it terminates the episode."""
         raise NotImplementedError
 
+    def state_of(self, task: Any, obs: Array) -> ControlState:
+        """The state that shows as an observation, as if an episode began there."""
+        return ControlState(self.locate(task, obs), jnp.int32(0))
+
+    def locate(self, task: Any, obs: Array) -> Float[Array, "dims"]:
+        """The physical state that shows as an observation: the observation itself, unless a problem says otherwise."""
+        del task
+        return obs
+
 
 @dataclass(frozen=True)
 class KnownControl(Control):
@@ -147,6 +156,11 @@ class Pendulum(KnownControl):
         del task
         angle, speed = physics
         return jnp.stack([jnp.cos(angle), jnp.sin(angle), speed])
+
+    def locate(self, task: Any, obs: Array) -> Float[Array, "2"]:
+        """The angle of a direction, in (-π, π], and the speed."""
+        del task
+        return jnp.stack([jnp.arctan2(obs[1], obs[0]), obs[2]])
 
     def reward(self, task: Any, obs: Array, action: Array, next_obs: Array) -> Float[Array, ""]:
         """Price angle, speed and torque before the step."""
@@ -261,6 +275,12 @@ class CartPoleSwingUp(KnownControl):
         del task
         x, angle, x_speed, speed = physics
         return jnp.stack([x, x_speed, jnp.cos(angle), jnp.sin(angle), speed])
+
+    def locate(self, task: Any, obs: Array) -> Float[Array, "4"]:
+        """Cart and pole, the pole's angle in (-π, π]."""
+        del task
+        x, x_speed, cosine, sine, speed = obs
+        return jnp.stack([x, jnp.arctan2(sine, cosine), x_speed, speed])
 
     def reward(self, task: Any, obs: Array, action: Array, next_obs: Array) -> Float[Array, ""]:
         """Pay for a tip near the top on arrival, less the price of the command."""

@@ -5,10 +5,10 @@ from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from metadyna.models.gaussian import Standardiser
-from metadyna.models.imagine import Predictor
+from metadyna.models.worlds import Predictor
 
 
 @runtime_checkable
@@ -29,8 +29,8 @@ class Scaled(Predictor, Protocol):
 class Nearby(eqx.Module):
     """A predictor of changes, by which no entry of the observation gets further than `reach` deviations from its mean.
 
-    Beyond its data a network goes on in straight lines, so that an imagined robot may fly off and be paid for it. For
-    worlds with the default `Dynamics`: what is read begins with the observation, what is told is its change.
+    Beyond its data a network goes on in straight lines, so that an imagined robot may fly off and be paid for it. What
+    is read begins with the observation, what is told is its change.
     """
 
     predictor: Scaled
@@ -42,18 +42,22 @@ class Nearby(eqx.Module):
         return self.predictor.num_members
 
     @property
-    def num_inputs(self) -> int:
-        """Numbers that a member reads."""
-        return self.predictor.num_inputs
-
-    @property
     def num_outputs(self) -> int:
         """Numbers that a member predicts: as many as are observed."""
         return self.predictor.num_outputs
 
+    @property
+    def elites(self) -> Int[Array, "elites"]:
+        """The members to imagine with, the best first."""
+        return self.predictor.elites
+
     def best(self) -> "Nearby":
         """The members to imagine with."""
         return replace(self, predictor=self.predictor.best())
+
+    def only(self, member: Int[Array, ""]) -> "Nearby":
+        """One member alone."""
+        return replace(self, predictor=self.predictor.only(member))
 
     def sample(
         self, inputs: Float[Array, "K n inputs"], noise: Float[Array, "K n outputs"] | None

@@ -1,28 +1,113 @@
 """Fitting an ensemble as MBPO does: bootstrap, held-out rows, early stop, elites (Janner et al. 2019; PETS without).
 
-Data are arrays of a fixed capacity of which the first `count` rows are used, so that one compiled program serves
-however much there is: shapes are those of the capacity, and only the numbers of rounds depend on the count.
+Rows are asked for by their slots in a ring, and only those that are stored, so that one compiled program serves however
+many there are, and nothing is made of what is not used.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from metadyna.collect import replay
 from metadyna.errors import UserError
-from metadyna.models.gaussian import Ensemble, GaussianEnsemble, GaussianMLP, Standardiser, Weights
+from metadyna.nets.moments import Moments
 from metadyna.settings import check_ranges
+
+Examples = PyTree
+"""What a model learns from: inputs and targets, or whatever its loss reads, with the rows in front."""
+
+_CHUNK = 1_024
+"""Rows that are looked at together while their scales are found."""
+
+
+class Rows(eqx.Module):
+    """The items of a ring, read as a model's examples where they are asked for."""
+
+    ring: replay.Ring
+    read: Callable[[PyTree], Examples] = eqx.field(static=True)
+    """From items of any batch to examples."""
+
+    @property
+    def capacity(self) -> int:
+        """How many fit."""
+        return replay.capacity(self.ring)
+
+    @property
+    def count(self) -> Int[Array, ""]:
+        """How many there are: those in the first slots."""
+        return replay.size(self.ring)
+
+    def take(self, slots: Int[Array, "*rows"]) -> Examples:
+        """The examples in some slots."""
+        return self.read(jax.tree.map(lambda store: store[slots], self.ring.items))
+
+
+@runtime_checkable
+class Fittable(Protocol):
+    """Settings of K members that can be fitted; their weights are a `Members`."""
+
+    @property
+    def members(self) -> int:
+        """K."""
+        ...
+
+    @property
+    def elites(self) -> int:
+        """How many of them are preferred."""
+        ...
+
+    @property
+    def probabilistic(self) -> bool:
+        """Whether a likelihood means anything."""
+        ...
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """What moves the weights."""
+        ...
+
+    def drawn_anew(self, ensemble: Any, key: PRNGKeyArray) -> Any:
+        """An ensemble of the same shapes, as fresh as the first."""
+        ...
+
+    def scaled(self, ensemble: Any, scales: PyTree) -> Any:
+        """The ensemble with the scales of the data that it is fitted to: `Moments` of every array of an example."""
+        ...
+
+    def loss(self, ensemble: Any, examples: Examples, valid: Bool[Array, "n"]) -> Float[Array, ""]:
+        """What is to fall: examples [K, n, ...] are each member's own."""
+        ...
+
+    def errors(self, ensemble: Any, examples: Examples, scales: PyTree) -> "Errors":
+        """Every member's errors on the same examples [n, ...]."""
+        ...
+
+
+class Errors(NamedTuple):
+    """Each member's errors, of rows or on average.
+
+    `squared`: the squared residual in units of the training targets' deviation. `likelihood`: (μ − y)² exp(−v) + v.
+    """
+
+    squared: Float[Array, "K *n"]
+    likelihood: Float[Array, "K *n"]
 
 
 class FitState(NamedTuple):
-    """An ensemble and its optimiser, which goes on from fit to fit."""
+    """An ensemble and its optimiser, which goes on from fit to fit.
 
-    ensemble: Ensemble
+    An ensemble has `weights`, which are trained, of which `members` is what each member has for itself (stacked [K]),
+    and `elites`.
+    """
+
+    ensemble: Any
     optimiser: optax.OptState
 
 
@@ -70,62 +155,45 @@ class _Progress(NamedTuple):
 
     weights: Any
     optimiser: optax.OptState
-    best: GaussianMLP
-    errors: "_Errors"
+    best: Any
+    errors: Errors
     stale: Int[Array, ""]
     epochs: Int[Array, ""]
     updates: Int[Array, ""]
     loss: Float[Array, ""]
 
 
-class _Errors(NamedTuple):
-    """Each member's means over held-out rows.
+class _Split(NamedTuple):
+    """Slots in random order: first `held` to validate on, then `train`, then those of no meaning."""
 
-    `squared`: its squared residual in units of the training targets' deviation. `likelihood`: (μ − y)² exp(−v) + v.
-    """
-
-    squared: Float[Array, "K"]
-    likelihood: Float[Array, "K"]
-
-
-class _Data(NamedTuple):
-    """Rows in random order, each followed by `batch` rows of no meaning: first `held` to validate on, then `train`."""
-
-    inputs: Float[Array, "rows inputs"]
-    targets: Float[Array, "rows outputs"]
+    order: Int[Array, "slots"]
     held: Int[Array, ""]
     train: Int[Array, ""]
 
 
-def init(model: GaussianEnsemble, inputs: int, outputs: int, key: PRNGKeyArray) -> FitState:
-    """Draw an ensemble and start its optimiser."""
-    ensemble = model.create(inputs, outputs, key)
-    weights: Any = ensemble.weights
-    return FitState(ensemble, model.optimiser.init(weights))
+def start(model: Fittable, ensemble: Any) -> FitState:
+    """Begin with an ensemble that has just been drawn."""
+    return FitState(ensemble, model.optimiser.init(ensemble.weights))
 
 
 def fit(
-    settings: Fit,
-    model: GaussianEnsemble,
-    state: FitState,
-    inputs: Float[Array, "capacity inputs"],
-    targets: Float[Array, "capacity outputs"],
-    count: Int[Array, ""] | int,
-    key: PRNGKeyArray,
+    settings: Fit, model: Fittable, state: FitState, rows: Rows, key: PRNGKeyArray
 ) -> tuple[FitState, dict[str, Array]]:
-    """Train every member on the first `count` rows; what the rest of the arrays holds, even NaN, does not matter.
+    """Train every member on the stored rows; what the empty slots hold, even NaN, does not matter.
 
-    Held-out rows are drawn anew in every fit, and at least one is if there are two. A member's error is its mean
-    squared residual on them in units of the training targets' deviation, so that no column outweighs the others. An
-    epoch counts if it brings any member's error far enough below its own best; each member ends with its best
-    weights, and the elites are those with the least error. That error is the mean's: the best weights may be from
+    Some rows are held out to validate on, at least one if there are two. A row that was once learnt from is never
+    validated on, in this fit or a later one (`held_out`): else a warm start would know the answers. A member's error is
+    its mean squared residual on them in units of the training targets' deviation, so that no column outweighs the
+    others. An epoch counts if it brings any member's error far enough below its own best; each member ends with its
+    best weights, and the elites are those with the least error. That error is the mean's: the best weights may be from
     before the variance was learnt. With fewer than two rows to split nothing is learnt, and errors are infinite.
 
     The order of a member's rows is drawn once and the columns of the table [K, rows] are shuffled in every epoch, by
     one permutation for all members: one sort instead of K, and to each member alone the same as an order of its own.
     The last batch of an epoch is as short as what is left; the rows that fill it up have no weight.
 
-    Janner et al. 2019, code jannerm/mbpo `bnn.py`; there the error is in the targets' units.
+    Janner et al. 2019, code jannerm/mbpo `bnn.py`; there the error is in the targets' units, and the rows to validate
+    on are drawn anew in every fit.
     """
     if settings.holdout == 0 and model.elites != model.members:
         raise UserError(
@@ -134,37 +202,36 @@ def fit(
         )
     k_start, k_split, k_rows, k_epochs = jax.random.split(key, 4)
     if not settings.warm_start:
-        elites = state.ensemble.elites
-        state = init(model, inputs.shape[-1], targets.shape[-1], k_start)
-        state = state._replace(ensemble=replace(state.ensemble, elites=elites))
-    order, held = split(settings, count, inputs.shape[0], k_split)
-    data = _arrange(settings, inputs, targets, order, held, jnp.asarray(count))
-    rows = training_rows(settings, model.members, data.held, data.train, inputs.shape[0], k_rows)
-    ensemble, unit = _scaled(model, state.ensemble, data)
+        fresh = start(model, model.drawn_anew(state.ensemble, k_start))
+        state = fresh._replace(ensemble=eqx.tree_at(lambda e: e.elites, fresh.ensemble, state.ensemble.elites))
+    split = _split(settings, rows, k_split)
+    table = training_rows(settings, model.members, split.held, split.train, rows.capacity, k_rows)
+    scales = _scales(rows, split)
+    ensemble = model.scaled(state.ensemble, scales)
+    ensemble = jax.tree.map(lambda new, old: jnp.where(split.train > 0, new, old), ensemble, state.ensemble)
 
     def going(progress: _Progress) -> Array:
         more = (progress.epochs < settings.max_epochs) & (progress.updates < settings.max_updates)
-        return more & (progress.stale <= settings.patience) & (data.train > 0)
+        return more & (progress.stale <= settings.patience) & (split.train > 0)
 
     def epoch(progress: _Progress) -> _Progress:
         k_epoch = jax.random.fold_in(k_epochs, progress.epochs)
-        progress = _train(settings, model, ensemble, data, rows, progress, k_epoch)
+        progress = _train(settings, model, ensemble, rows, split, table, progress, k_epoch)
         if settings.holdout == 0:
             return progress._replace(best=progress.weights.members)
-        errors = _validate(settings, replace(ensemble, weights=progress.weights), data, unit)
-        return _keep_best(settings, progress, errors)
+        return _keep_best(
+            settings, progress, _validate(settings, model, _with(ensemble, progress.weights), rows, split, scales)
+        )
 
     worst = jnp.full(model.members, jnp.inf, jnp.float32)
-    start = ensemble.weights, state.optimiser, ensemble.weights.members, _Errors(worst, worst)
-    progress = _Progress(*start, jnp.int32(0), jnp.int32(0), jnp.int32(0), jnp.float32(0))
+    first = ensemble.weights, state.optimiser, ensemble.weights.members, Errors(worst, worst)
+    progress = _Progress(*first, jnp.int32(0), jnp.int32(0), jnp.int32(0), jnp.float32(0))
     progress = lax.while_loop(going, epoch, progress)
 
     ranked = jnp.argsort(progress.errors.squared)[: model.elites]
-    ensemble = replace(
-        ensemble,
-        weights=replace(progress.weights, members=progress.best),
-        elites=jnp.where(progress.epochs > 0, ranked, ensemble.elites),
-    )
+    elites = jnp.where(progress.epochs > 0, ranked, ensemble.elites)
+    best = eqx.tree_at(lambda weights: weights.members, progress.weights, progress.best)
+    ensemble = eqx.tree_at(lambda e: e.elites, _with(ensemble, best), elites)
     metrics = {"fit/epochs": progress.epochs, "fit/updates": progress.updates, "fit/train_loss": progress.loss}
     if settings.holdout > 0:
         metrics["fit/holdout_mse"] = jnp.mean(progress.errors.squared)
@@ -173,15 +240,48 @@ def fit(
     return FitState(ensemble, progress.optimiser), metrics
 
 
-def split(
-    settings: Fit, count: Int[Array, ""] | int, capacity: int, key: PRNGKeyArray
-) -> tuple[Int[Array, "capacity"], Int[Array, ""]]:
-    """Shuffle the used rows: their order, the unused after them, and how many of the first are held out."""
-    order = _shuffled(count, capacity, key)
-    if settings.holdout == 0:
-        return order, jnp.int32(0)
-    held = jnp.asarray(count * settings.holdout).astype(jnp.int32)
-    return order, jnp.minimum(jnp.clip(held, 1, settings.max_holdout), count)
+def _with(ensemble: Any, weights: Any) -> Any:
+    return eqx.tree_at(lambda e: e.weights, ensemble, weights)
+
+
+def held_out(settings: Fit, rows: Rows) -> Bool[Array, "capacity"]:
+    """Which slots hold rows to validate on.
+
+    Every row has a number for life, spread evenly over [0, 1) (multiples of the golden ratio), and is held out while
+    that is below the share to hold out. The share never grows, so a row may be given up to learn from, and never the
+    other way round.
+    """
+    place = replay.serials(rows.ring) * jnp.uint32(2_654_435_769)  # 2³² / golden ratio, modulo 2³²
+    number = place.astype(jnp.float32) / 2**32
+    used = jnp.arange(rows.capacity) < rows.count
+    share = jnp.minimum(settings.holdout, settings.max_holdout / jnp.maximum(rows.count, 1))
+    least = jnp.min(number, where=used, initial=1.0)
+    return used & ((number < share) | (number == least)) if settings.holdout else jnp.zeros_like(used)
+
+
+def _split(settings: Fit, rows: Rows, key: PRNGKeyArray) -> _Split:
+    """Shuffle the rows of each side."""
+    held = held_out(settings, rows)
+    order = _shuffled(rows.count, rows.capacity, key, ~held)
+    count = jnp.sum(held)
+    padded = jnp.concatenate([order, jnp.zeros(settings.batch, order.dtype)])
+    return _Split(padded, count, rows.count - count)
+
+
+def _scales(rows: Rows, split: _Split) -> PyTree:
+    """Mean and deviation of every column of the rows to learn from, chunk by chunk."""
+    shapes = jax.eval_shape(rows.take, jnp.int32(0))
+    room = jnp.concatenate([split.order, jnp.zeros(_CHUNK, split.order.dtype)])
+
+    def add(i: Array, moments: PyTree) -> PyTree:
+        slots = lax.dynamic_slice_in_dim(room, split.held + i * _CHUNK, _CHUNK)
+        valid = i * _CHUNK + jnp.arange(_CHUNK) < split.train
+        return jax.tree.map(
+            lambda old, new: old.add(new, valid), moments, rows.take(slots), is_leaf=lambda x: isinstance(x, Moments)
+        )
+
+    empty = jax.tree.map(lambda x: Moments.empty(x.shape), shapes)
+    return lax.fori_loop(0, (split.train + _CHUNK - 1) // _CHUNK, add, empty)
 
 
 def training_rows(
@@ -200,30 +300,10 @@ def training_rows(
     return held + (drawn % jnp.maximum(train, 1).astype(drawn.dtype)).astype(jnp.int32)
 
 
-def calibration(
-    ensemble: Ensemble, inputs: Float[Array, "n inputs"], targets: Float[Array, "n outputs"]
-) -> dict[str, Array]:
-    """How far to trust the elites' equal mixture.
-
-    `calibration/within_50`, `_90` and `_95` [outputs] are the shares of targets inside the mixture's central
-    interval of that probability, which a calibrated model matches; `calibration/nll` is the mean of −log p in nats.
-    """
-    if not ensemble.weights.members.probabilistic:
-        raise UserError("a deterministic ensemble predicts no intervals; GaussianEnsemble.probabilistic must be True")
-    mean, log_variance = ensemble.best().predict_all(inputs)
-    scaled = (targets[None] - mean) * jnp.exp(-log_variance / 2)
-    # A target lies in a central interval if the mixture's distribution function there does; no quantile is needed.
-    level = jnp.mean(jax.scipy.stats.norm.cdf(scaled), axis=0)
-    inside = {p: jnp.mean(jnp.abs(level - 0.5) <= p / 200, axis=0) for p in (50, 90, 95)}
-    log_density = -0.5 * jnp.sum(scaled**2 + log_variance + jnp.log(2 * jnp.pi), axis=-1)
-    likelihood = jax.nn.logsumexp(log_density, axis=0) - jnp.log(mean.shape[0])
-    return {f"calibration/within_{p}": share for p, share in inside.items()} | {
-        "calibration/nll": -jnp.mean(likelihood)
-    }
-
-
-def _shuffled(count: Int[Array, ""] | int, capacity: int, key: PRNGKeyArray) -> Int[Array, "capacity"]:
-    """0 … count − 1 in random order, then the rest."""
+def _shuffled(
+    count: Int[Array, ""], capacity: int, key: PRNGKeyArray, late: Bool[Array, "capacity"] | None = None
+) -> Int[Array, "capacity"]:
+    """0 … count − 1 in random order, those that are `late` after the others, then the rest."""
     # A replay is mostly empty at first, and sorting all of it would cost more than an epoch on what there is. So the
     # least of these sizes that holds all used rows is sorted.
     sizes = [capacity]
@@ -233,8 +313,11 @@ def _shuffled(count: Int[Array, ""] | int, capacity: int, key: PRNGKeyArray) -> 
     def first(size: int) -> Callable[[], Array]:
         def shuffle() -> Array:
             row = jnp.arange(size)
+            bits = jax.random.bits(key, (size,))
+            if late is not None:
+                bits = bits // 2 + late[:size].astype(jnp.uint32) * jnp.uint32(2**31)
             # Should a used row draw the largest number, the stable sort still puts it before the unused.
-            bits = jnp.where(row < count, jax.random.bits(key, (size,)), jnp.uint32(2**32 - 1))
+            bits = jnp.where(row < count, bits, jnp.uint32(2**32 - 1))
             return jnp.concatenate([jnp.argsort(bits), jnp.arange(size, capacity)])
 
         return shuffle
@@ -242,53 +325,35 @@ def _shuffled(count: Int[Array, ""] | int, capacity: int, key: PRNGKeyArray) -> 
     return lax.switch(jnp.searchsorted(jnp.array(sizes), count), [first(size) for size in sizes])
 
 
-def _arrange(settings: Fit, inputs: Array, targets: Array, order: Array, held: Array, count: Array) -> _Data:
-    """Put the rows in order, with room for a whole batch after the last."""
-    padded = jnp.concatenate([order, jnp.zeros(settings.batch, order.dtype)])
-    return _Data(inputs[padded], targets[padded], held, (count - held).astype(jnp.int32))
-
-
-def _scaled(model: GaussianEnsemble, ensemble: Ensemble, data: _Data) -> tuple[Ensemble, Array]:
-    """Set the scales to those of the training rows; also the deviation of the targets, the unit of errors."""
-    row = jnp.arange(data.inputs.shape[0])
-    chosen = (row >= data.held) & (row < data.held + data.train)
-    old = ensemble.input_scale, ensemble.target_scale
-    new = Standardiser.of(data.inputs, chosen), Standardiser.of(data.targets, chosen)
-    unit = new[1].std
-    if not model.standardise_targets:
-        new = new[0], old[1]
-    inputs, targets = jax.tree.map(lambda n, o: jnp.where(data.train > 0, n, o), new, old)
-    return replace(ensemble, input_scale=inputs, target_scale=targets), unit
-
-
 def _train(
     settings: Fit,
-    model: GaussianEnsemble,
-    ensemble: Ensemble,
-    data: _Data,
-    rows: Int[Array, "K capacity"],
+    model: Fittable,
+    ensemble: Any,
+    rows: Rows,
+    split: _Split,
+    table: Int[Array, "K capacity"],
     progress: _Progress,
     key: PRNGKeyArray,
 ) -> _Progress:
     """One pass over the training rows; the loss is the mean over its updates."""
-    capacity = rows.shape[1]
-    order = jnp.concatenate([_shuffled(data.train, capacity, key), jnp.zeros(settings.batch, jnp.int32)])
-    batches = (data.train + settings.batch - 1) // settings.batch
+    shuffled = _shuffled(split.train, table.shape[1], key)
+    columns = jnp.concatenate([shuffled, jnp.zeros(settings.batch, jnp.int32)])
+    batches = (split.train + settings.batch - 1) // settings.batch
     batches = jnp.minimum(batches, settings.max_updates - progress.updates)
 
-    def loss(weights: Weights, inputs: Array, targets: Array, valid: Array) -> Array:
-        return model.loss(replace(ensemble, weights=weights), inputs, targets, valid)
+    def loss(weights: Any, examples: Examples, valid: Array) -> Array:
+        return model.loss(_with(ensemble, weights), examples, valid)
 
     def update(i: Array, state: tuple[Any, optax.OptState, Array]) -> tuple[Any, optax.OptState, Array]:
         weights, optimiser, total = state
-        valid = _valid(settings, i, data.train)
-        chosen = rows[:, lax.dynamic_slice_in_dim(order, i * settings.batch, settings.batch)]
-        value, gradients = jax.value_and_grad(loss)(weights, data.inputs[chosen], data.targets[chosen], valid)
+        valid = _valid(settings, i, split.train)
+        chosen = split.order[table[:, lax.dynamic_slice_in_dim(columns, i * settings.batch, settings.batch)]]
+        value, gradients = jax.value_and_grad(loss)(weights, rows.take(chosen), valid)
         changes, optimiser = model.optimiser.update(gradients, optimiser)
         return optax.apply_updates(weights, changes), optimiser, total + value
 
-    start = progress.weights, progress.optimiser, jnp.float32(0)
-    weights, optimiser, total = lax.fori_loop(0, batches, update, start)
+    first = progress.weights, progress.optimiser, jnp.float32(0)
+    weights, optimiser, total = lax.fori_loop(0, batches, update, first)
     return progress._replace(
         weights=weights,
         optimiser=optimiser,
@@ -298,24 +363,19 @@ def _train(
     )
 
 
-def _validate(settings: Fit, ensemble: Ensemble, data: _Data, unit: Float[Array, "outputs"]) -> _Errors:
-    """Errors on the held-out rows, batch by batch, so that few rows cost little whatever the capacity."""
+def _validate(settings: Fit, model: Fittable, ensemble: Any, rows: Rows, split: _Split, scales: PyTree) -> Errors:
+    """Mean errors on the held-out rows, batch by batch, so that few rows cost little whatever the capacity."""
 
-    def add(i: Array, totals: _Errors) -> _Errors:
-        start = i * settings.batch
-        x, y = (lax.dynamic_slice_in_dim(a, start, settings.batch) for a in (data.inputs, data.targets))
-        mean, log_variance = ensemble.predict_all(x)
-        residual = mean - y[None]
-        squared = (residual / unit[None, None]) ** 2
-        likelihood = residual**2 * jnp.exp(-log_variance) + log_variance
-        valid = _valid(settings, i, data.held)[None]
-        summed = (jnp.sum(jnp.where(valid, jnp.mean(e, axis=-1), 0.0), axis=1) for e in (squared, likelihood))
-        return jax.tree.map(jnp.add, totals, _Errors(*summed))
+    def add(i: Array, totals: Errors) -> Errors:
+        slots = lax.dynamic_slice_in_dim(split.order, i * settings.batch, settings.batch)
+        errors = model.errors(ensemble, rows.take(slots), scales)
+        valid = _valid(settings, i, split.held)[None]
+        return jax.tree.map(lambda total, new: total + jnp.sum(jnp.where(valid, new, 0.0), axis=1), totals, errors)
 
-    batches = (data.held + settings.batch - 1) // settings.batch
-    zeros = jnp.zeros(ensemble.num_members)
-    totals = lax.fori_loop(0, batches, add, _Errors(zeros, zeros))
-    return jax.tree.map(lambda total: total / jnp.maximum(data.held, 1), totals)
+    batches = (split.held + settings.batch - 1) // settings.batch
+    zeros = jnp.zeros(model.members)
+    totals = lax.fori_loop(0, batches, add, Errors(zeros, zeros))
+    return jax.tree.map(lambda total: total / jnp.maximum(split.held, 1), totals)
 
 
 def _valid(settings: Fit, batch: Array, count: Array) -> Bool[Array, "batch"]:
@@ -323,7 +383,7 @@ def _valid(settings: Fit, batch: Array, count: Array) -> Bool[Array, "batch"]:
     return batch * settings.batch + jnp.arange(settings.batch) < count
 
 
-def _keep_best(settings: Fit, progress: _Progress, errors: _Errors) -> _Progress:
+def _keep_best(settings: Fit, progress: _Progress, errors: Errors) -> _Progress:
     """Take over the weights of the members that improved; a NaN never does."""
     better = errors.squared < (1 - settings.improvement) * progress.errors.squared
 

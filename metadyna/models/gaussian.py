@@ -17,11 +17,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from metadyna.collect.returns import masked_mean
 from metadyna.errors import UserError
+from metadyna.models.fit import Errors
 from metadyna.nets.layers import MLP, Linear
+from metadyna.nets.moments import Moments
 from metadyna.settings import check_choices, check_ranges
-
-_SMALLEST_STD = 1e-6
-"""A column that varies less counts as constant; a smaller bound would mean nothing in float32."""
 
 
 def swish(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -44,16 +43,9 @@ class Standardiser(eqx.Module):
         return Standardiser(jnp.zeros(columns), jnp.ones(columns))
 
     @staticmethod
-    def of(values: Float[Array, "n columns"], chosen: Bool[Array, "n"]) -> "Standardiser":
-        """Mean and population deviation of the chosen rows; a constant column keeps its scale."""
-        # Relative to one of the rows: in float32 a constant column then deviates by exactly 0.
-        origin = values[jnp.argmax(chosen)]
-        shifted = jnp.where(chosen[:, None], values - origin[None], 0.0)
-        count = jnp.maximum(jnp.sum(chosen), 1)
-        mean = jnp.sum(shifted, axis=0) / count
-        deviation = jnp.where(chosen[:, None], shifted - mean[None], 0.0)
-        std = jnp.sqrt(jnp.sum(deviation**2, axis=0) / count)
-        return Standardiser(origin + mean, jnp.where(std < _SMALLEST_STD, 1.0, std))
+    def of(moments: Moments) -> "Standardiser":
+        """Mean and population deviation; a constant column keeps its scale."""
+        return Standardiser(moments.mean, moments.std)
 
     def __call__(self, x: Float[Array, "columns"]) -> Float[Array, "columns"]:
         """Map one row to zero mean and unit deviation."""
@@ -215,6 +207,10 @@ class Ensemble(eqx.Module):
         return jax.vmap(over_rows)(self.weights.members, *rows)
 
 
+Examples = tuple[Float[Array, "*rows inputs"], Float[Array, "*rows outputs"]]
+"""Inputs and targets."""
+
+
 @dataclass(frozen=True)
 class GaussianEnsemble:
     """Settings of an ensemble; the defaults are MBPO's.
@@ -288,18 +284,37 @@ class GaussianEnsemble:
         scales = Standardiser.identity(inputs), Standardiser.identity(outputs)
         return Ensemble(weights, *scales, jnp.arange(self.elites))
 
-    def loss(
-        self,
-        ensemble: Ensemble,
-        inputs: Float[Array, "K n inputs"],
-        targets: Float[Array, "K n outputs"],
-        valid: Bool[Array, "n"],
-    ) -> Float[Array, ""]:
+    def drawn_anew(self, ensemble: Ensemble, key: PRNGKeyArray) -> Ensemble:
+        """An ensemble of the same shapes, as fresh as the first."""
+        return self.create(ensemble.num_inputs, ensemble.num_outputs, key)
+
+    def scaled(self, ensemble: Ensemble, scales: tuple[Moments, Moments]) -> Ensemble:
+        """The ensemble with the scales of its data; targets keep theirs unless they are to be standardised."""
+        inputs, targets = (Standardiser.of(moments) for moments in scales)
+        return replace(
+            ensemble,
+            input_scale=inputs,
+            target_scale=targets if self.standardise_targets else ensemble.target_scale,
+        )
+
+    def errors(self, ensemble: Ensemble, examples: Examples, scales: tuple[Moments, Moments]) -> Errors:
+        """Every member's errors on the same rows [n, ...], averaged over outputs."""
+        inputs, targets = examples
+        mean, log_variance = ensemble.predict_all(inputs)
+        residual = mean - targets[None]
+        squared = (residual / scales[1].std[None, None]) ** 2
+        likelihood = residual**2 * jnp.exp(-log_variance) + log_variance
+        return Errors(jnp.mean(squared, axis=-1), jnp.mean(likelihood, axis=-1))
+
+    def loss(self, ensemble: Ensemble, examples: Examples, valid: Bool[Array, "n"]) -> Float[Array, ""]:
         """Σ over members of mean [(μ − y)² exp(−v) + v] over valid rows and outputs, and the penalties; v = log σ².
+
+        Examples are inputs and targets [K, n, ...], each member's own.
 
         The deterministic form has mean (μ − y)². Chua et al. 2018, eq. 1, and appendix A.1. Gradients with
         respect to `ensemble.weights` are meant.
         """
+        inputs, targets = examples
         if not self.learned_bounds:
             low, high = jax.lax.stop_gradient((ensemble.weights.min_log_variance, ensemble.weights.max_log_variance))
             weights = replace(ensemble.weights, min_log_variance=low, max_log_variance=high)
