@@ -1,25 +1,27 @@
 """Acting on the values of a tree."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from metadyna.errors import UserError
-from metadyna.models.abstract import Abstract
-from metadyna.nets.sight import look, sight
-from metadyna.planning.tree import at_a_time, planned_values
+from metadyna.planning.tree import TreeModel, at_a_time, planned_values
 from metadyna.policies.action_values import greedy_or_random
 from metadyna.settings import check_ranges
-from metadyna.types import Collector, TimeStep, Transition
+from metadyna.types import Act, Carry, Collector, Params, Task, TimeStep, Trial
+
+Root = Callable[[Params, Carry, TimeStep], tuple[TreeModel, PyTree, Carry]]
+"""`root(params, carry, timestep)`: the model to expand, the state to expand from, and the memory to go on with."""
 
 
 @dataclass(frozen=True)
 class TreeActing:
-    """Plan in an abstract model at every step, to one depth per episode."""
+    """Plan in a model at every step, to one depth per episode."""
 
     depths: tuple[int, ...] = (0, 1, 3)
     """Planning depths of evaluation, an episode of every task each; 0 asks the Q-function alone. The last one's return
@@ -36,28 +38,56 @@ class TreeActing:
         if self.breadth ** max(0, max(self.depths) - 1) > 4_096:
             raise UserError(f"TreeActing.breadth = {self.breadth} to the depth {max(self.depths)} is too large a tree")
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the episodes are for."""
-        return tuple(f"depth {depth}" for depth in self.depths)
+    def trial(
+        self, root: Root, params: Params, carry: Carry, collector: Collector, tasks: Task, key: PRNGKeyArray
+    ) -> Trial:
+        """An episode [T, N] of every task at each depth, from the same starts; `carry` [N] is the memory at first."""
+        episodes = [
+            collector.episodes(acting(root, depth, self.breadth, self.epsilon), params, carry, tasks, key).episodes
+            for depth in self.depths
+        ]
+        return Trial.of(*episodes, names=tuple(f"depth {depth}" for depth in self.depths))
 
-    def trial(self, model: Abstract, collector: Collector, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
-        """An episode [T, N] of every task at each depth, from the same starts."""
-        keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
-        return tuple(self._episodes(model, depth, collector, tasks, keys) for depth in self.depths)
 
-    def _episodes(self, model: Abstract, depth: int, collector: Collector, tasks: Any, keys: Array) -> Transition:
-        see = sight(collector.env)
+@cache
+def acting(root: Root, depth: int, breadth: int, epsilon: float) -> Act:
+    """ε-greedy on the planned values; the same function for the same four, so that it compiles once.
 
-        def act(model: Abstract, carry: Any, timestep: TimeStep, key: PRNGKeyArray) -> tuple[Int[Array, ""], Any, Any]:
-            x = look(see, model.encoder, timestep.obs)
-            return greedy_or_random(planned_values(model, x, depth, self.breadth), self.epsilon, key), carry, ()
+    On a CPU only so many trees grow at a time as fit its cache, however many copies act.
+    """
 
-        def one(each: tuple[Any, PRNGKeyArray]) -> Transition:
-            task, key = each
-            episode = collector.episodes(act, model, (), jax.tree.map(lambda x: x[None], task), key)
-            return jax.tree.map(lambda x: x[:, 0], episode)
+    def values(params: Params, carry: Carry, timestep: TimeStep) -> tuple[Float[Array, "actions"], Carry]:
+        model, x, carry = root(params, carry, timestep)
+        return planned_values(model, x, depth, breadth), carry
 
-        batch = at_a_time(model.actions, min(self.breadth, model.actions), depth)
-        episodes = jax.lax.map(one, (tasks, keys), batch_size=batch)
-        return jax.tree.map(partial(jnp.swapaxes, axis1=0, axis2=1), episodes)
+    def act(
+        params: Params, carry: Carry, timestep: TimeStep, key: PRNGKeyArray
+    ) -> tuple[Int[Array, ""], Carry, tuple[()]]:
+        actions = jax.eval_shape(values, params, carry, timestep)[0].shape[0]
+        size = at_a_time(actions, min(breadth, actions), depth)
+        planned, carry = _in_batches(values, size)(params, carry, timestep)
+        return greedy_or_random(planned, epsilon, key), carry, ()
+
+    return act
+
+
+def _in_batches(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """A function that `vmap` applies to so many rows at a time, and not to all of them."""
+    batched = custom_vmap(function)
+
+    @batched.def_vmap
+    def rule(axis_size: int, in_batched: PyTree, *arguments: PyTree) -> tuple[PyTree, PyTree]:
+        del axis_size
+        leaves, structure = jax.tree.flatten(arguments)
+        chosen = jax.tree.leaves(in_batched)
+        rows = [leaf for leaf, mapped in zip(leaves, chosen, strict=True) if mapped]
+
+        def one(row: list[Array]) -> PyTree:
+            each = iter(row)
+            filled = [next(each) if mapped else leaf for leaf, mapped in zip(leaves, chosen, strict=True)]
+            return function(*jax.tree.unflatten(structure, filled))
+
+        made = jax.lax.map(one, rows, batch_size=size)
+        return made, jax.tree.map(lambda _: True, made)
+
+    return batched

@@ -1,9 +1,8 @@
-"""Black-box maximisers over action sequences.
+"""Black-box maximisers over any pytree of arrays: action sequences, latents, weights.
 
-A search is a frozen dataclass of settings. It looks for the array [H, A] (H steps, A action dimensions) inside a
-finite box that scores highest, without gradients: `ask` proposes candidates, `tell` learns from their scores. A score
-that is not finite counts as −inf: such a candidate never wins, is never averaged in and has no weight, and a
-population of them changes nothing.
+A search is a frozen dataclass of settings. It looks for the point inside a finite box that scores highest, without
+gradients: `ask` proposes candidates, `tell` learns from their scores. A score that is not finite counts as −inf: such a
+candidate never wins, is never averaged in and has no weight, and a population of them changes nothing.
 """
 
 from collections.abc import Callable
@@ -12,11 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-Score = Callable[[Array, PRNGKeyArray], Array]
-"""`score(candidates [N, H, A], key) -> [N]`; higher is better."""
+Point = PyTree
+"""What is looked for: arrays, all in a box. Candidates have an axis [N] in front of every one."""
+
+Score = Callable[[Point, PRNGKeyArray], Array]
+"""`score(candidates, key) -> [N]`; higher is better."""
 
 Iteration = int | Int[Array, ""]
 """Which iteration of a search; traced where all are alike."""
@@ -36,23 +37,23 @@ class Search(Protocol):
         """Whether all iterations are one computation, so that `ask` takes a traced `iteration`."""
         ...
 
-    def init(self, shape: tuple[int, ...], low: ArrayLike, high: ArrayLike) -> Any:
-        """Start an episode in the middle of the box; `low` and `high` broadcast to `shape` [H, A]."""
+    def init(self, low: Point, high: Point) -> Any:
+        """Start in the middle of the box."""
         ...
 
-    def shift(self, state: Any) -> Any:
-        """Start the search of the next real step from the solution, one step on."""
+    def restart(self, state: Any, move: Callable[[Point], Point]) -> Any:
+        """Start another search from where the last one ended, all that it found being moved."""
         ...
 
-    def ask(self, state: Any, key: PRNGKeyArray, count: int, iteration: Any) -> Float[Array, "N H A"]:
+    def ask(self, state: Any, key: PRNGKeyArray, count: int, iteration: Any) -> Point:
         """Propose `count` candidates, all inside the box."""
         ...
 
-    def tell(self, state: Any, candidates: Float[Array, "N H A"], scores: Float[Array, "N"]) -> Any:
+    def tell(self, state: Any, candidates: Point, scores: Float[Array, "N"]) -> Any:
         """Learn from the scores of what was asked."""
         ...
 
-    def solution(self, state: Any) -> Float[Array, "H A"]:
+    def solution(self, state: Any) -> Point:
         """The answer so far, inside the box."""
         ...
 
@@ -78,14 +79,20 @@ def maximise(search: Search, score: Score, state: Any, key: PRNGKeyArray) -> Any
 # --- what searches share
 
 
-def box(shape: tuple[int, ...], low: ArrayLike, high: ArrayLike) -> tuple[Float[Array, "H A"], Float[Array, "H A"]]:
-    """Both bounds, for every entry."""
-    return jnp.broadcast_to(jnp.asarray(low, float), shape), jnp.broadcast_to(jnp.asarray(high, float), shape)
+def middle(low: Point, high: Point) -> Point:
+    """The middle of the box."""
+    return jax.tree.map(lambda low, high: (low + high) / 2, low, high)
 
 
-def advance(sequences: Float[Array, "*batch H A"], tail: Float[Array, "*batch A"]) -> Float[Array, "*batch H A"]:
-    """Drop the first step, which has been taken, and append `tail`."""
-    return jnp.roll(sequences, -1, axis=-2).at[..., -1, :].set(tail)
+def inside(point: Point, low: Point, high: Point) -> Point:
+    """Clip into the box."""
+    return jax.tree.map(jnp.clip, point, low, high)
+
+
+def leaf_keys(key: PRNGKeyArray, like: PyTree) -> PyTree:
+    """A key for every array."""
+    leaves, structure = jax.tree.flatten(like)
+    return jax.tree.unflatten(structure, [key] if len(leaves) == 1 else list(jax.random.split(key, len(leaves))))
 
 
 def finite_or_worst(scores: Float[Array, "N"]) -> Float[Array, "N"]:
@@ -93,18 +100,18 @@ def finite_or_worst(scores: Float[Array, "N"]) -> Float[Array, "N"]:
     return jnp.where(jnp.isfinite(scores), scores, -jnp.inf)
 
 
-def top(
-    candidates: Float[Array, "N H A"], scores: Float[Array, "N"], count: int
-) -> tuple[Float[Array, "K H A"], Float[Array, "K"]]:
+def top(candidates: Point, scores: Float[Array, "N"], count: int) -> tuple[Point, Float[Array, "K"]]:
     """The `count` best candidates, best first, with their scores; −inf, and last, where the score is not finite."""
     best_scores, best = lax.top_k(finite_or_worst(scores), count)
-    return candidates[best], best_scores
+    return jax.tree.map(lambda x: x[best], candidates), best_scores
 
 
-def moments(
-    candidates: Float[Array, "N H A"], usable: Bool[Array, "N"]
-) -> tuple[Float[Array, "H A"], Float[Array, "H A"]]:
+def moments(candidates: Point, usable: Bool[Array, "N"]) -> tuple[Point, Point]:
     """Mean and population variance of the usable candidates, entry by entry; 0 if there are none."""
-    share = (usable / jnp.maximum(jnp.sum(usable), 1))[:, None, None]
-    mean = jnp.sum(share * candidates, axis=0)
-    return mean, jnp.sum(share * (candidates - mean[None]) ** 2, axis=0)
+    share = usable / jnp.maximum(jnp.sum(usable), 1)
+
+    def average(x: Array) -> Array:
+        return jnp.sum(share.reshape(-1, *[1] * (x.ndim - 1)) * x, axis=0)
+
+    mean = jax.tree.map(average, candidates)
+    return mean, jax.tree.map(lambda x, mean: average((x - mean[None]) ** 2), candidates, mean)

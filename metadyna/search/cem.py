@@ -1,24 +1,24 @@
 """The cross-entropy method as PETS runs it (Chua et al. 2018, section 5; code: kchua/handful-of-trials)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from metadyna.search import Iteration, advance, box, moments, top
-from metadyna.settings import check_choices, check_ranges
+from metadyna.search import Iteration, Point, inside, leaf_keys, middle, moments, top
+from metadyna.settings import check_ranges
 
 
 class Gaussian(NamedTuple):
     """The search distribution; entries are independent."""
 
-    mean: Float[Array, "*batch H A"]
-    variance: Float[Array, "*batch H A"]
-    low: Float[Array, "*batch H A"]
-    high: Float[Array, "*batch H A"]
+    mean: Point
+    variance: Point
+    low: Point
+    high: Point
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,6 @@ class CEM:
     """Share of the old mean and variance that stays (0.1 in every PETS experiment)."""
     min_variance: float = 0.001
     """The search stands still once every variance is below this, in squared units of the action."""
-    tail: Literal["zero", "middle"] = "zero"
-    """The mean of the step that comes into sight: zero, clipped into the box (PETS), or the box's middle (mbrl-lib)."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -47,7 +45,6 @@ class CEM:
             momentum="[0, 1)",
             min_variance="[0, inf)",
         )
-        check_choices(self, "tail")
 
     @property
     def populations(self) -> tuple[int, ...]:
@@ -59,38 +56,43 @@ class CEM:
         """One computation, repeated."""
         return True
 
-    def init(self, shape: tuple[int, ...], low: ArrayLike, high: ArrayLike) -> Gaussian:
+    def init(self, low: Point, high: Point) -> Gaussian:
         """Start in the middle, with a standard deviation of a quarter of the box."""
-        low, high = box(shape, low, high)
-        return Gaussian((low + high) / 2, (high - low) ** 2 / 16, low, high)
+        return Gaussian(middle(low, high), _wide(low, high), low, high)
 
-    def shift(self, state: Gaussian) -> Gaussian:
-        """Shift the mean; the variance starts anew at every real step."""
-        low, high = state.low[-1], state.high[-1]
-        tail = (low + high) / 2 if self.tail == "middle" else jnp.clip(jnp.zeros_like(low), low, high)
-        return state._replace(mean=advance(state.mean, tail), variance=(state.high - state.low) ** 2 / 16)
+    def restart(self, state: Gaussian, move: Callable[[Point], Point]) -> Gaussian:
+        """Move the mean; the variance starts anew."""
+        return state._replace(mean=move(state.mean), variance=_wide(state.low, state.high))
 
-    def ask(self, state: Gaussian, key: PRNGKeyArray, count: int, iteration: Iteration) -> Float[Array, "N H A"]:
+    def ask(self, state: Gaussian, key: PRNGKeyArray, count: int, iteration: Iteration) -> Point:
         """Draw from the Gaussian truncated at two standard deviations, narrowed so that these lie in the box."""
-        room = jnp.minimum(state.mean - state.low, state.high - state.mean)
-        spread = jnp.sqrt(jnp.minimum((room / 2) ** 2, state.variance))
-        noise = jax.random.truncated_normal(key, -2.0, 2.0, (count, *spread.shape), spread.dtype)
-        candidates = state.mean[None] + noise * spread[None]
-        return jnp.clip(candidates, state.low[None], state.high[None])  # only rounding leads out
 
-    def tell(self, state: Gaussian, candidates: Float[Array, "N H A"], scores: Float[Array, "N"]) -> Gaussian:
+        def draw(key: PRNGKeyArray, mean: Array, variance: Array, low: Array, high: Array) -> Array:
+            room = jnp.minimum(mean - low, high - mean)
+            spread = jnp.sqrt(jnp.minimum((room / 2) ** 2, variance))
+            noise = jax.random.truncated_normal(key, -2.0, 2.0, (count, *spread.shape), spread.dtype)
+            return jnp.clip(mean[None] + noise * spread[None], low[None], high[None])  # only rounding leads out
+
+        return jax.tree.map(draw, leaf_keys(key, state.mean), *state)
+
+    def tell(self, state: Gaussian, candidates: Point, scores: Float[Array, "N"]) -> Gaussian:
         """Move towards the elites' mean and population variance."""
         elites, scores = top(candidates, scores, self.elites)
         usable = jnp.isfinite(scores)
         mean, variance = moments(elites, usable)
-        moves = jnp.any(usable) & (jnp.max(state.variance) >= self.min_variance)
+        widest = jnp.max(jnp.stack([jnp.max(x) for x in jax.tree.leaves(state.variance)]))
+        moves = jnp.any(usable) & (widest >= self.min_variance)
 
         def move(old: Array, new: Array) -> Array:
             return jnp.where(moves, self.momentum * old + (1 - self.momentum) * new, old)
 
-        mean = jnp.clip(move(state.mean, mean), state.low, state.high)  # only rounding leads out
-        return state._replace(mean=mean, variance=move(state.variance, variance))
+        mean = inside(jax.tree.map(move, state.mean, mean), state.low, state.high)  # only rounding leads out
+        return state._replace(mean=mean, variance=jax.tree.map(move, state.variance, variance))
 
-    def solution(self, state: Gaussian) -> Float[Array, "H A"]:
+    def solution(self, state: Gaussian) -> Point:
         """The mean, not the best sample: under a learned model the best is the one most over-estimated."""
         return state.mean
+
+
+def _wide(low: Point, high: Point) -> Point:
+    return jax.tree.map(lambda low, high: (high - low) ** 2 / 16, low, high)

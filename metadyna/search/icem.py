@@ -4,37 +4,40 @@ Reference implementation: martius-lab/iCEM. One difference: the shifted elites t
 of being added to them, so that every real step scores the same number of sequences.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from metadyna.search import advance, box, moments, top
+from metadyna.search import Point, inside, leaf_keys, middle, moments, top
 from metadyna.settings import check_ranges
 
 
 class Kept(NamedTuple):
-    """The search distribution, and the best sequences so far, best first.
+    """The search distribution, and the best points so far, best first.
 
-    `scores` are −inf where a sequence has not been scored in this search. `shifted`: there was a real step before, so
-    that `kept` holds its elites.
+    `scores` are −inf where a point has not been scored in this search. `moved`: there was a search before, so that
+    `kept` holds its elites.
     """
 
-    mean: Float[Array, "*batch H A"]
-    spread: Float[Array, "*batch H A"]
-    kept: Float[Array, "*batch kept H A"]
+    mean: Point
+    spread: Point
+    kept: Point
     scores: Float[Array, "*batch kept"]
-    shifted: Bool[Array, "*batch"]
-    low: Float[Array, "*batch H A"]
-    high: Float[Array, "*batch H A"]
+    moved: Bool[Array, "*batch"]
+    low: Point
+    high: Point
 
 
 @dataclass(frozen=True)
 class ICEM:
-    """CEM for few samples: coloured noise, clipped to the box, and a memory of elites."""
+    """CEM for few samples: coloured noise, clipped to the box, and a memory of elites.
+
+    Points are sequences: axis 0 of every array is time.
+    """
 
     population: int = 40
     """Candidates in the first iteration."""
@@ -76,67 +79,76 @@ class ICEM:
         """The first iteration, the last, and their sizes differ."""
         return False
 
-    def init(self, shape: tuple[int, ...], low: ArrayLike, high: ArrayLike) -> Kept:
+    def init(self, low: Point, high: Point) -> Kept:
         """Start in the middle, with a standard deviation of a quarter of the box."""
-        low, high = box(shape, low, high)
-        middle, count = (low + high) / 2, max(1, int(self.keep * self.elites))
-        kept, scores = jnp.broadcast_to(middle, (count, *shape)), jnp.full(count, -jnp.inf, middle.dtype)
-        return Kept(middle, (high - low) / 4, kept, scores, jnp.asarray(False), low, high)
+        start, count = middle(low, high), max(1, int(self.keep * self.elites))
+        kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), start)
+        return Kept(start, _wide(low, high), kept, jnp.full(count, -jnp.inf), jnp.asarray(False), low, high)
 
-    def shift(self, state: Kept) -> Kept:
-        """Shift mean and elites, repeating their last action; `ask` draws the elites' anew."""
+    def restart(self, state: Kept, move: Callable[[Point], Point]) -> Kept:
+        """Move mean and elites, whose last step `ask` draws anew."""
         return state._replace(
-            mean=advance(state.mean, state.mean[-1]),
-            spread=(state.high - state.low) / 4,
-            kept=advance(state.kept, state.kept[:, -1]),
+            mean=move(state.mean),
+            spread=_wide(state.low, state.high),
+            kept=jax.vmap(move)(state.kept),
             scores=jnp.full_like(state.scores, -jnp.inf),
-            shifted=jnp.ones_like(state.shifted),
+            moved=jnp.ones_like(state.moved),
         )
 
-    def ask(self, state: Kept, key: PRNGKeyArray, count: int, iteration: int) -> Float[Array, "N H A"]:
-        """Draw `count` sequences; the first iteration contains the shifted elites, the last one the mean."""
-        noise = coloured_noise(key, self.beta, (count, *state.mean.shape))
-        drawn = state.mean[None] + noise * state.spread[None]
-        candidates = jnp.clip(drawn, state.low[None], state.high[None])
-        if iteration == 0:
-            fresh = candidates[: len(state.kept)]
-            elites = state.kept.at[:, -1].set(fresh[:, -1])
-            candidates = candidates.at[: len(elites)].set(jnp.where(state.shifted, elites, fresh))
-        if iteration == self.iterations - 1:
-            candidates = candidates.at[-1].set(state.mean)
-        return candidates
+    def ask(self, state: Kept, key: PRNGKeyArray, count: int, iteration: int) -> Point:
+        """Draw `count` points; the first iteration contains the moved elites, the last one the mean."""
 
-    def tell(self, state: Kept, candidates: Float[Array, "N H A"], scores: Float[Array, "N"]) -> Kept:
+        def draw(key: PRNGKeyArray, mean: Array, spread: Array, kept: Array, low: Array, high: Array) -> Array:
+            noise = coloured_noise(key, self.beta, (count, *mean.shape))
+            candidates = jnp.clip(mean[None] + noise * spread[None], low[None], high[None])
+            if iteration == 0:
+                fresh = candidates[: len(kept)]
+                elites = kept.at[:, -1].set(fresh[:, -1])
+                candidates = candidates.at[: len(elites)].set(jnp.where(state.moved, elites, fresh))
+            if iteration == self.iterations - 1:
+                candidates = candidates.at[-1].set(mean)
+            return candidates
+
+        parts = state.mean, state.spread, state.kept, state.low, state.high
+        return jax.tree.map(draw, leaf_keys(key, state.mean), *parts)
+
+    def tell(self, state: Kept, candidates: Point, scores: Float[Array, "N"]) -> Kept:
         """Move towards the elites; those kept compete with the score they had."""
         moves = jnp.any(jnp.isfinite(scores))
         # The kept come first: of equals the earlier is taken, so where nothing is usable they stay.
-        pool = jnp.concatenate([state.kept, candidates])
+        pool = jax.tree.map(lambda *x: jnp.concatenate(x), state.kept, candidates)
         elites, scores = top(pool, jnp.concatenate([state.scores, scores]), self.elites)
         mean, variance = moments(elites, jnp.isfinite(scores))
 
         def move(old: Array, new: Array) -> Array:
             return jnp.where(moves, self.momentum * old + (1 - self.momentum) * new, old)
 
-        mean = jnp.clip(move(state.mean, mean), state.low, state.high)  # only rounding leads out
-        count = len(state.kept)
+        count = len(state.scores)
         return state._replace(
-            mean=mean, spread=move(state.spread, jnp.sqrt(variance)), kept=elites[:count], scores=scores[:count]
+            mean=inside(jax.tree.map(move, state.mean, mean), state.low, state.high),  # only rounding leads out
+            spread=jax.tree.map(lambda old, new: move(old, jnp.sqrt(new)), state.spread, variance),
+            kept=jax.tree.map(lambda x: x[:count], elites),
+            scores=scores[:count],
         )
 
-    def solution(self, state: Kept) -> Float[Array, "H A"]:
-        """The best sequence of this search."""
-        return state.kept[0]
+    def solution(self, state: Kept) -> Point:
+        """The best point of this search."""
+        return jax.tree.map(lambda x: x[0], state.kept)
 
 
-def coloured_noise(key: PRNGKeyArray, beta: float, shape: tuple[int, ...]) -> Float[Array, "*batch H A"]:
-    """Gaussian noise with power 1/f^β along time, the axis before the last; of unit variance at every step.
+def _wide(low: Point, high: Point) -> Point:
+    return jax.tree.map(lambda low, high: (high - low) / 4, low, high)
+
+
+def coloured_noise(key: PRNGKeyArray, beta: float, shape: tuple[int, ...]) -> Float[Array, "N H *A"]:
+    """Gaussian noise with power 1/f^β along time, axis 1; of unit variance at every step.
 
     All other axes are independent; the constant part has the power of the lowest frequency. Timmer & König 1995, as
     used by Pinneri et al. 2020, whose code leaves the constant part out when it scales, for more variance than 1.
     """
-    steps = shape[-2]
+    steps = shape[1]
     amplitude = jnp.maximum(jnp.abs(jnp.fft.fftfreq(steps)), 1 / steps) ** (-beta / 2)
     amplitude = amplitude / jnp.sqrt(jnp.mean(amplitude**2))
-    amplitude = amplitude[: steps // 2 + 1].reshape((*(1 for _ in shape[:-2]), -1, 1))
+    amplitude = amplitude[: steps // 2 + 1].reshape((1, -1, *(1 for _ in shape[2:])))
     white = jax.random.normal(key, shape)
-    return jnp.fft.irfft(jnp.fft.rfft(white, axis=-2) * amplitude, steps, axis=-2)
+    return jnp.fft.irfft(jnp.fft.rfft(white, axis=1) * amplitude, steps, axis=1)

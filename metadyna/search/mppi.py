@@ -4,29 +4,29 @@ Williams et al. 2017 (information-theoretic MPC), without its term for the contr
 of PDDM (Nagabandi et al. 2019) as an option.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from metadyna.search import Iteration, advance, box
+from metadyna.search import Iteration, Point, inside, leaf_keys, middle
 from metadyna.settings import check_ranges
 
 
 class Mean(NamedTuple):
-    """The sequence around which noise is drawn."""
+    """The point around which noise is drawn."""
 
-    mean: Float[Array, "*batch H A"]
-    low: Float[Array, "*batch H A"]
-    high: Float[Array, "*batch H A"]
+    mean: Point
+    low: Point
+    high: Point
 
 
 @dataclass(frozen=True)
 class MPPI:
-    """Add noise of a fixed size to the sequence and average, the better the heavier."""
+    """Add noise of a fixed size to a point and average, the better the heavier."""
 
     population: int = 100
     """Candidates per iteration."""
@@ -37,7 +37,7 @@ class MPPI:
     noise: float = 1.0
     """Standard deviation of the noise, as a fraction of half the box."""
     smoothing: float = 0.0
-    """Share of a step's noise that comes from the step before: 1 − β of PDDM; 0 is white noise."""
+    """Share of a step's noise that comes from the step before, along axis 0: 1 − β of PDDM; 0 is white noise."""
     normalise: bool = False
     """Whether scores are divided by their standard deviation, so that the temperature has no unit."""
 
@@ -61,33 +61,39 @@ class MPPI:
         """One computation, repeated."""
         return True
 
-    def init(self, shape: tuple[int, ...], low: ArrayLike, high: ArrayLike) -> Mean:
+    def init(self, low: Point, high: Point) -> Mean:
         """Start in the middle of the box."""
-        low, high = box(shape, low, high)
-        return Mean((low + high) / 2, low, high)
+        return Mean(middle(low, high), low, high)
 
-    def shift(self, state: Mean) -> Mean:
-        """Shift the mean; the step that comes into sight starts at zero, clipped into the box."""
-        tail = jnp.clip(jnp.zeros_like(state.low[-1]), state.low[-1], state.high[-1])
-        return state._replace(mean=advance(state.mean, tail))
+    def restart(self, state: Mean, move: Callable[[Point], Point]) -> Mean:
+        """Move the mean."""
+        return state._replace(mean=move(state.mean))
 
-    def ask(self, state: Mean, key: PRNGKeyArray, count: int, iteration: Iteration) -> Float[Array, "N H A"]:
+    def ask(self, state: Mean, key: PRNGKeyArray, count: int, iteration: Iteration) -> Point:
         """Draw noise around the mean, and clip to the box."""
-        noise = jax.random.normal(key, (count, *state.mean.shape), state.mean.dtype)
-        spread = self.noise * (state.high - state.low) / 2
-        candidates = state.mean[None] + spread[None] * smooth(noise, self.smoothing)
-        return jnp.clip(candidates, state.low[None], state.high[None])
 
-    def tell(self, state: Mean, candidates: Float[Array, "N H A"], scores: Float[Array, "N"]) -> Mean:
+        def draw(key: PRNGKeyArray, mean: Array, low: Array, high: Array) -> Array:
+            noise = jax.random.normal(key, (count, *mean.shape), mean.dtype)
+            noise = smooth(noise, self.smoothing) if self.smoothing else noise
+            spread = self.noise * (high - low) / 2
+            return jnp.clip(mean[None] + spread[None] * noise, low[None], high[None])
+
+        return jax.tree.map(draw, leaf_keys(key, state.mean), *state)
+
+    def tell(self, state: Mean, candidates: Point, scores: Float[Array, "N"]) -> Mean:
         """Replace the mean by the weighted average of the candidates."""
         if self.normalise:
             scale = jnp.std(scores, where=jnp.isfinite(scores))
             scores = scores / jnp.where(scale > 0, scale, 1.0)
         weights = mppi_weights(scores, self.temperature)
-        mean = jnp.where(jnp.any(weights > 0), jnp.tensordot(weights, candidates, 1), state.mean)
-        return state._replace(mean=jnp.clip(mean, state.low, state.high))  # only rounding leads out
 
-    def solution(self, state: Mean) -> Float[Array, "H A"]:
+        def average(candidates: Array, mean: Array) -> Array:
+            return jnp.where(jnp.any(weights > 0), jnp.tensordot(weights, candidates, 1), mean)
+
+        mean = jax.tree.map(average, candidates, state.mean)
+        return state._replace(mean=inside(mean, state.low, state.high))  # only rounding leads out
+
+    def solution(self, state: Mean) -> Point:
         """The weighted average."""
         return state.mean
 
@@ -101,9 +107,9 @@ def mppi_weights(scores: Float[Array, "N"], temperature: float) -> Float[Array, 
     return weights / jnp.maximum(jnp.sum(weights), 1.0)  # the best one's is 1
 
 
-def smooth(noise: Float[Array, "N H A"], share: float) -> Float[Array, "N H A"]:
+def smooth(noise: Float[Array, "N H *A"], share: float) -> Float[Array, "N H *A"]:
     """n_t = (1 − share) u_t + share n_{t−1} along time, from n_{−1} = 0."""
     steps = jnp.arange(noise.shape[1])
     lag = steps[:, None] - steps[None, :]
     weights = jnp.where(lag >= 0, (1 - share) * share ** jnp.maximum(lag, 0), 0.0)
-    return jnp.einsum("ts,nsa->nta", weights, noise)
+    return jnp.einsum("ts,ns...->nt...", weights, noise)

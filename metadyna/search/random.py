@@ -1,32 +1,32 @@
 """Random shooting: the best of many uniform draws (Nagabandi et al. 2018; a baseline of PETS)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from metadyna.search import Iteration, advance, box, finite_or_worst
+from metadyna.search import Iteration, Point, finite_or_worst, leaf_keys, middle
 from metadyna.settings import check_ranges
 
 
 class Best(NamedTuple):
-    """The best sequence of this search, and what it scored: −inf before any."""
+    """The best point of this search, and what it scored: −inf before any."""
 
-    sequence: Float[Array, "*batch H A"]
+    point: Point
     score: Float[Array, "*batch"]
-    low: Float[Array, "*batch H A"]
-    high: Float[Array, "*batch H A"]
+    low: Point
+    high: Point
 
 
 @dataclass(frozen=True)
 class RandomShooting:
-    """Draw every action uniformly in the box, independently; nothing is learnt from one step to the next."""
+    """Draw every entry uniformly in the box, independently; nothing is learnt from one search to the next."""
 
     candidates: int = 2000
-    """Sequences per real step; PETS takes as many as CEM does in all its iterations."""
+    """Points per search; PETS takes as many as CEM does in all its iterations."""
 
     def __post_init__(self) -> None:
         check_ranges(self, candidates="[1, inf)")
@@ -41,31 +41,30 @@ class RandomShooting:
         """There is only one iteration."""
         return True
 
-    def init(self, shape: tuple[int, ...], low: ArrayLike, high: ArrayLike) -> Best:
+    def init(self, low: Point, high: Point) -> Best:
         """Start in the middle of the box."""
-        low, high = box(shape, low, high)
-        return Best((low + high) / 2, jnp.asarray(-jnp.inf, float), low, high)
+        return Best(middle(low, high), jnp.asarray(-jnp.inf, float), low, high)
 
-    def shift(self, state: Best) -> Best:
-        """Forget the score, which belongs to the step before, so that any candidate beats the shifted sequence."""
-        middle = (state.low[-1] + state.high[-1]) / 2
-        return state._replace(sequence=advance(state.sequence, middle), score=jnp.full_like(state.score, -jnp.inf))
+    def restart(self, state: Best, move: Callable[[Point], Point]) -> Best:
+        """Forget the score, which belongs to the search before, so that any candidate beats the moved point."""
+        return state._replace(point=move(state.point), score=jnp.full_like(state.score, -jnp.inf))
 
-    def ask(self, state: Best, key: PRNGKeyArray, count: int, iteration: Iteration) -> Float[Array, "N H A"]:
+    def ask(self, state: Best, key: PRNGKeyArray, count: int, iteration: Iteration) -> Point:
         """Draw uniformly."""
-        drawn = jax.random.uniform(key, (count, *state.low.shape), state.low.dtype)
-        return state.low[None] + drawn * (state.high - state.low)[None]
 
-    def tell(self, state: Best, candidates: Float[Array, "N H A"], scores: Float[Array, "N"]) -> Best:
+        def draw(key: PRNGKeyArray, low: Array, high: Array) -> Array:
+            return low[None] + jax.random.uniform(key, (count, *low.shape), low.dtype) * (high - low)[None]
+
+        return jax.tree.map(draw, leaf_keys(key, state.low), state.low, state.high)
+
+    def tell(self, state: Best, candidates: Point, scores: Float[Array, "N"]) -> Best:
         """Remember a better one."""
         scores = finite_or_worst(scores)
         best = jnp.argmax(scores)
         better = scores[best] > state.score
-        return state._replace(
-            sequence=jnp.where(better, candidates[best], state.sequence),
-            score=jnp.where(better, scores[best], state.score),
-        )
+        point = jax.tree.map(lambda new, old: jnp.where(better, new[best], old), candidates, state.point)
+        return state._replace(point=point, score=jnp.where(better, scores[best], state.score))
 
-    def solution(self, state: Best) -> Float[Array, "H A"]:
-        """The best sequence of this search."""
-        return state.sequence
+    def solution(self, state: Best) -> Point:
+        """The best point of this search."""
+        return state.point
