@@ -1,7 +1,7 @@
 """Proximal policy optimisation: the clipped surrogate (Schulman et al. 2017, arXiv 1707.06347)."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from metadyna.improve.descend import descend
 from metadyna.nets.layers import MLP
 from metadyna.policies.distributions import normal_entropy, normal_log_prob
 from metadyna.policies.gaussian import GaussianPolicy
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings, Widths
 
 
 class ActorCritic(NamedTuple):
@@ -42,40 +42,27 @@ class PPOLearner(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PPO:
+class PPO(Settings):
     """Networks, and several epochs of minibatches on one batch of fresh experience."""
 
-    widths: tuple[int, ...] = (64, 64)
+    widths: Widths = (64, 64)
     """Hidden layers of policy and value network, with tanh."""
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, "(0, 1]"] = 3e-4
     """Adam's step size."""
-    clip: float = 0.2
+    clip: Annotated[float, "(0, 1)"] = 0.2
     """ε: probability ratios beyond 1 ± ε earn nothing more."""
-    epochs: int = 10
+    epochs: Annotated[int, "[1, 10000]"] = 10
     """Passes over the batch."""
-    minibatches: int = 32
+    minibatches: Annotated[int, "[1, 100000]"] = 32
     """Updates per pass."""
-    value_weight: float = 0.5
+    value_weight: Annotated[float, "[0, 1000000]"] = 0.5
     """Weight of the value loss."""
-    entropy_weight: float = 0.0
+    entropy_weight: Annotated[float, "[0, 1000000]"] = 0.0
     """Weight of the entropy bonus, in nats."""
-    gradient_clip: float = 0.5
+    gradient_clip: Annotated[float, "(0, inf]"] = 0.5
     """Largest global L2 norm of a gradient."""
-    log_std: float = 0.0
+    log_std: Annotated[float, "[-5, 2]"] = 0.0
     """Log standard deviation of a fresh policy."""
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            learning_rate="(0, 1]",
-            clip="(0, 1)",
-            epochs="[1, 10000]",
-            minibatches="[1, 100000]",
-            value_weight="[0, inf)",
-            entropy_weight="[0, inf)",
-            gradient_clip="(0, inf]",
-            log_std="[-5, 2]",
-        )
 
     @property
     def optimiser(self) -> optax.GradientTransformation:

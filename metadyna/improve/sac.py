@@ -1,7 +1,7 @@
 """Soft actor-critic with twin critics and automatic temperature (Haarnoja et al. 2018, arXiv 1812.05905)."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from metadyna.improve.descend import descend
 from metadyna.nets.layers import MLP
 from metadyna.policies.distributions import squashed_normal
 from metadyna.policies.squashed import Actor
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings, Widths
 from metadyna.types import Transition
 
 
@@ -41,41 +41,29 @@ class SACLearner(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SAC:
+class SAC(Settings):
     """Networks and one update on a batch of transitions."""
 
-    widths: tuple[int, ...] = (256, 256)
+    widths: Widths = (256, 256)
     """Hidden layers of actor and critics."""
     layer_norm: bool = False
     """Normalise the critics' hidden layers."""
-    actor_rate: float = 3e-4
+    actor_rate: Annotated[float, "(0, 1]"] = 3e-4
     """Adam's step size for the actor."""
-    critic_rate: float = 3e-4
+    critic_rate: Annotated[float, "(0, 1]"] = 3e-4
     """Adam's step size for the critics."""
-    temperature_rate: float = 3e-4
+    temperature_rate: Annotated[float, "[0, 1]"] = 3e-4
     """Adam's step size for the log-temperature; 0 keeps it."""
-    temperature: float = 1.0
+    temperature: Annotated[float, "(0, 1000000]"] = 1.0
     """α at first: the price of entropy in units of reward."""
-    target_entropy: float | None = None
+    target_entropy: Annotated[float, "[-1000000, 1000000]"] | None = None
     """Entropy in nats that the temperature steers to; None: minus the number of actions."""
-    discount: float = 0.99
+    discount: Annotated[float, "[0, 1]"] = 0.99
     """γ per step."""
-    target_rate: float = 0.005
+    target_rate: Annotated[float, "(0, 1]"] = 0.005
     """τ: how far the slow critics move per update."""
-    batch: int = 256
+    batch: Annotated[int, "[1, 1000000]"] = 256
     """Transitions per update."""
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            actor_rate="(0, 1]",
-            critic_rate="(0, 1]",
-            temperature_rate="[0, 1]",
-            temperature="(0, inf)",
-            discount="[0, 1]",
-            target_rate="(0, 1]",
-            batch="[1, 1000000]",
-        )
 
     def init(self, features: int, actions: int, key: PRNGKeyArray) -> SACLearner:
         """Draw all weights; the slow critics begin as copies."""

@@ -1,7 +1,7 @@
 """Model-predictive control: plan a sequence, take its first action, plan again (Chua et al. 2018, algorithm 1)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -11,23 +11,20 @@ from metadyna.search.cem import CEM
 from metadyna.search.icem import ICEM
 from metadyna.search.mppi import MPPI
 from metadyna.search.random import RandomShooting
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 
 Plan = Any
 """What is remembered from one real step to the next: the state of the search, a pytree of arrays."""
 
 
 @dataclass(frozen=True)
-class MPC:
+class MPC(Settings):
     """Any search over any score of action sequences; models are the score's business."""
 
     search: RandomShooting | CEM | ICEM | MPPI = CEM()
     """What looks for the best sequence."""
-    horizon: int = 25
+    horizon: Annotated[int, "[1, 10000]"] = 25
     """Length of a sequence, in environment steps."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, horizon="[1, inf)")
 
     def init(self, action_shape: tuple[int, ...], low: ArrayLike, high: ArrayLike) -> Plan:
         """Start an episode; the bounds are finite and broadcast to [horizon, *action_shape]."""

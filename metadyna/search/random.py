@@ -1,7 +1,7 @@
 """Random shooting: the best of many uniform draws (Nagabandi et al. 2018; a baseline of PETS)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from metadyna.search import Iteration, advance, box, finite_or_worst
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 
 
 class Best(NamedTuple):
@@ -22,14 +22,11 @@ class Best(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RandomShooting:
+class RandomShooting(Settings):
     """Draw every action uniformly in the box, independently; nothing is learnt from one step to the next."""
 
-    candidates: int = 2000
+    candidates: Annotated[int, "[1, 100000000]"] = 2000
     """Sequences per real step; PETS takes as many as CEM does in all its iterations."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, candidates="[1, inf)")
 
     @property
     def populations(self) -> tuple[int, ...]:
