@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metadyna.settings import check_choices, check_ranges
+from metadyna.settings import Settings
 
 Objective = Callable[[Any], Float[Array, ""]]
 """What a step raises, as a function of the weights alone."""
@@ -23,21 +23,17 @@ class Meta(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GradientSteps:
+class GradientSteps(Settings):
     """A few steps of plain gradient ascent from the meta-learnt weights: θ' = θ + α ∇J(θ)."""
 
-    rate: float = 0.1
+    rate: Annotated[float, "[0, 1000]"] = 0.1
     """α, or what it is before it is learnt."""
-    steps: int = 1
+    steps: Annotated[int, "[0, 100]"] = 1
     """Inner steps."""
     first_order: bool = False
     """Treat ∂θ'/∂θ as the identity: cheaper, and biased."""
     learnt_rates: Literal["none", "tensor", "step"] = "none"
     """Learn α too, one for every tensor (Meta-SGD), or for every tensor in every step (MAML++, arXiv 1810.09502)."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, "learnt_rates")
-        check_ranges(self, rate="[0, 1000]", steps="[0, 100]")
 
     def start(self, weights: Any) -> Meta:
         """Begin with these weights and one rate for all."""

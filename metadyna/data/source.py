@@ -2,31 +2,27 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from metadyna.data.datasets import random_transitions, read
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Collector, Transition
 
 
 @dataclass(frozen=True)
-class Gathering:
+class Gathering(Settings):
     """Random actions, gathered anew for every seed; or a Minari data set, the same for all."""
 
-    transitions: int = 100_000
+    transitions: Annotated[int, "[1, 100000000]"] = 100_000
     """How many transitions random actions gather."""
-    time_limit: int | None = None
+    time_limit: Annotated[int, "[1, 2000000000]"] | None = None
     """Longest episode while gathering, in steps; None: episodes end only where the MDP does."""
     dataset: str | None = None
     """Id of a Minari data set to learn from instead of the two above; `metadyna collect` makes one."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, transitions="[1, 100000000]")
-        if self.time_limit is not None:
-            check_ranges(self, time_limit="[1, 2000000000]")
 
     def load(self, collector: Collector, key: PRNGKeyArray) -> Transition:
         """The transitions, [N, ...]; `UserError` where there are none to be had."""

@@ -5,12 +5,13 @@ Agents act in [-1, 1]; every problem says what its actuators make of that. Angle
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from metadyna.settings import Horizon, Settings
 from metadyna.types import Box, EnvSpec, TimeStep
 
 
@@ -28,10 +29,10 @@ class Episode(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OneTask:
+class OneTask(Settings):
     """The same MDP every time; a split is `episodes` of it, from starts of their own."""
 
-    episodes: int = 10
+    episodes: Annotated[int, "[1, 1000000]"] = 10
 
     def sample(self, key: PRNGKeyArray) -> Episode:
         """Draw the number of one episode."""
@@ -43,10 +44,10 @@ class OneTask:
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(Settings):
     """What the problems below share: an episode of `horizon` steps that may terminate earlier."""
 
-    horizon: int = 200
+    horizon: Horizon = 200
 
     def reset(self, task: Any, key: PRNGKeyArray) -> tuple[ControlState, TimeStep]:
         """Start an episode."""
@@ -124,10 +125,10 @@ class Pendulum(KnownControl):
     -(θ² + 0.1 θ̇² + 0.001 u²) for the state before it.
     """
 
-    max_torque: float = 2.0
-    max_speed: float = 8.0
-    period: float = 0.05
-    gravity: float = 10.0
+    max_torque: Annotated[float, "[0, 1000000]"] = 2.0
+    max_speed: Annotated[float, "[0, 1000000]"] = 8.0
+    period: Annotated[float, "(0, 1000000]"] = 0.05
+    gravity: Annotated[float, "[-1000000, 1000000]"] = 10.0
 
     @property
     def spec(self) -> EnvSpec:
@@ -195,8 +196,8 @@ class CartPoleBalance(KnownControl):
     CartPole-v1 and forces of up to 10 N. Ends where |x| > 2.4 m or |θ| > 12°.
     """
 
-    force: float = 10.0
-    period: float = 0.02
+    force: Annotated[float, "[0, 1000000]"] = 10.0
+    period: Annotated[float, "(0, 1000000]"] = 0.02
 
     @property
     def spec(self) -> EnvSpec:
@@ -245,12 +246,12 @@ class CartPoleSwingUp(KnownControl):
     pole's length 0.6 m, so an episode of 200 steps pays at most 200. The track ends at ±2.5 m without a bounce.
     """
 
-    command: float = 3.0
-    gear: float = 100.0
-    period: float = 0.02
-    substeps: int = 2
-    length: float = 0.6
-    damping: float = 1.0
+    command: Annotated[float, "[0, 1000000]"] = 3.0
+    gear: Annotated[float, "[0, 1000000]"] = 100.0
+    period: Annotated[float, "(0, 1000000]"] = 0.02
+    substeps: Annotated[int, "[1, 10000]"] = 2
+    length: Annotated[float, "(0, 1000000]"] = 0.6
+    damping: Annotated[float, "[0, 1000000]"] = 1.0
 
     @property
     def spec(self) -> EnvSpec:
@@ -341,8 +342,8 @@ class PointMass(KnownControl):
     [-2, 2]². Ends where both coordinates are within 0.01 of the goal.
     """
 
-    horizon: int = 30
-    reach: float = 0.1
+    horizon: Horizon = 30
+    reach: Annotated[float, "[0, 1000000]"] = 0.1
 
     @property
     def spec(self) -> EnvSpec:
@@ -382,11 +383,11 @@ class Goal(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Goals:
+class Goals(Settings):
     """Goals uniform in a square around the origin; a split is a number of them, drawn once for all."""
 
-    half: float = 0.5
-    count: int = 100
+    half: Annotated[float, "[0, 1000000]"] = 0.5
+    count: Annotated[int, "[1, 1000000]"] = 100
 
     def sample(self, key: PRNGKeyArray) -> Goal:
         """Draw one goal."""
@@ -406,8 +407,8 @@ class Navigation(Control):
     on arrival, so that standing still pays -38.3 on average. Ends where both coordinates are within 0.01 of it.
     """
 
-    horizon: int = 100
-    reach: float = 0.1
+    horizon: Horizon = 100
+    reach: Annotated[float, "[0, 1000000]"] = 0.1
 
     @property
     def spec(self) -> EnvSpec:
@@ -436,13 +437,17 @@ class Navigation(Control):
         return -jnp.sqrt(jnp.sum(away**2)), jnp.all(jnp.abs(away) < 0.01)
 
 
+Number = Annotated[float, "[-1000000, 1000000]"]
+"""What a task is made of."""
+
+
 @dataclass(frozen=True)
-class Ranged:
+class Ranged(Settings):
     """Tasks made of numbers, each uniform in a range; a split is a grid of `side` values of each."""
 
     make: Callable[..., Any]
-    ranges: tuple[tuple[float, float], ...]
-    side: int = 5
+    ranges: tuple[tuple[Number, Number], ...]
+    side: Annotated[int, "[1, 10000]"] = 5
 
     def sample(self, key: PRNGKeyArray) -> Any:
         """Draw one task."""
@@ -476,8 +481,8 @@ class DoubleIntegrator(KnownControl):
     Physics and observation (x, ẋ); forces of up to 1 N. A step pays -(x² + 0.1 ẋ² + 0.01 u²) on arrival.
     """
 
-    horizon: int = 100
-    period: float = 0.1
+    horizon: Horizon = 100
+    period: Annotated[float, "(0, 1000000]"] = 0.1
 
     @property
     def spec(self) -> EnvSpec:
@@ -516,7 +521,7 @@ class PointDirection(Control):
     Physics (v, d, steps since the start).
     """
 
-    switch: int = 50
+    switch: Annotated[int, "[1, 2000000000]"] = 50
 
     @property
     def spec(self) -> EnvSpec:

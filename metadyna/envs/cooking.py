@@ -11,7 +11,7 @@ reward stages that look at the pot compare its contents only, however they got t
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +29,7 @@ from metadyna.envs.gridworld import (
     to_cell,
 )
 from metadyna.errors import UserError
+from metadyna.settings import Horizon, Settings
 from metadyna.types import Discrete, EnvSpec, TimeStep
 
 POT, DRAWER = 2, 3  # statuses, after nothing (0) and bus stop (1)
@@ -66,7 +67,7 @@ class CookingTables(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CookingGrid:
+class CookingGrid(Settings):
     """Settings of a kitchen, and the kitchen itself.
 
     Problem μ fills drawer i with digit i of μ in base `num_ingredients`, least significant first. The goal is an
@@ -74,21 +75,20 @@ class CookingGrid:
     thing or losing the right one costs another 0.25. Ending the episode pays the remaining step costs at once.
     """
 
-    width: int = 3
-    height: int = 3
+    width: Annotated[int, "[1, 1024]"] = 3
+    height: Annotated[int, "[1, 1024]"] = 3
     start: Position = (1, 1)
     pot: Position = (1, 1)
     drawers: tuple[Position, ...] = ((2, 0), (2, 1), (2, 2))
-    num_ingredients: int = 4
-    horizon: int = 20
-    step_cost: float = 0.1
+    num_ingredients: Annotated[int, "[1, 1024]"] = 4
+    horizon: Horizon = 20
+    step_cost: Annotated[float, "[-1000000, 1000000]"] = 0.1
     timeout_terminates: bool = True
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise UserError(f"horizon is {self.horizon}; an episode needs at least 1 step")
-        if self.num_ingredients < 1 or not self.drawers:
-            raise UserError("a kitchen needs at least 1 ingredient and 1 drawer")
+        super().__post_init__()
+        if not self.drawers:
+            raise UserError("a kitchen needs at least 1 drawer")
         if len({self.pot, *self.drawers}) < 1 + len(self.drawers):
             raise UserError("the pot and the drawers need a cell each")
         for x, y in (self.start, self.pot, *self.drawers):

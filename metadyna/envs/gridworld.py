@@ -22,7 +22,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from metadyna.errors import UserError
+from metadyna.settings import Horizon, Settings
 from metadyna.types import Discrete, Env, EnvSpec, TimeStep
 
-Position = tuple[int, int]
+Position = tuple[Annotated[int, "[0, 1023]"], Annotated[int, "[0, 1023]"]]
 
 GOAL_REWARD = 1.0
 NO_BUS, BUS_STOP = 0, 1
@@ -88,7 +89,7 @@ class CityTables(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CityGrid:
+class CityGrid(Settings):
     """Settings of a city, and the city itself.
 
     Bus j stops at `stops[j]` and goes to one of `far_ends` and back. Problem μ uses the (μ mod n!)-th permutation of
@@ -104,8 +105,8 @@ class CityGrid:
     Source: Liu et al. 2021, appendix, and `envs/city.py`; the defaults are its vanilla city.
     """
 
-    width: int = 9
-    height: int = 9
+    width: Annotated[int, "[1, 1024]"] = 9
+    height: Annotated[int, "[1, 1024]"] = 9
     start: Position = (4, 4)
     stops: tuple[Position, ...] = ((4, 5), (5, 4), (3, 4), (4, 3))
     far_ends: tuple[Position, ...] = ((0, 1), (0, 7), (8, 1), (8, 7))
@@ -115,14 +116,13 @@ class CityGrid:
     distractor_ends: tuple[Position, ...] = ((0, 4), (4, 0), (8, 4), (4, 8))
     map: bool = False
     map_cell: Position = (7, 3)
-    horizon: int = 20
-    step_cost: float = 0.1
+    horizon: Horizon = 20
+    step_cost: Annotated[float, "[-1000000, 1000000]"] = 0.1
     any_goal_ends: bool = False
     timeout_terminates: bool = True
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise UserError(f"horizon is {self.horizon}; an episode needs at least 1 step")
+        super().__post_init__()
         if not self.goals:
             raise UserError("goals is empty; a city needs at least 1 goal")
         if len(self.stops) != len(self.far_ends):
@@ -288,13 +288,14 @@ class Grid(Env, Protocol):
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Settings):
     """Tasks whose problem is uniform over `problems` and whose goal is uniform over that problem's goals."""
 
     env: Grid
-    problems: tuple[int, ...]
+    problems: tuple[Annotated[int, "[0, 2000000000]"], ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         count = self.env.spec.num_problems or 0
         if not self.problems or not 0 <= min(self.problems) <= max(self.problems) < count:
             raise UserError(f"a split needs problems from 0 to {count - 1}")

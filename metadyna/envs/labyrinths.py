@@ -17,7 +17,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jaxtyping import Bool, Int, PRNGKeyArray, UInt32
 from metadyna.envs.gridworld import look_up
 from metadyna.envs.maze import BORDER, NUM_CELLS, NUM_KEYS, SIDE, START, Maze
 from metadyna.errors import UserError
+from metadyna.settings import Settings
 
 POOLS = Path(__file__).with_suffix(".npz")
 SEED = 0
@@ -93,7 +94,7 @@ def generate(filter: FilterName, count: int, seed: int) -> tuple[Walls, Keys]:
 
 
 @dataclass(frozen=True)
-class Mazes:
+class Mazes(Settings):
     """Labyrinths of one pool: `count` of those that `filter` accepted, of the training or of the test half.
 
     `count` counts from the first of its split, up to 4096 and 512; None stands for all 4096 or for the first 200.
@@ -101,11 +102,12 @@ class Mazes:
 
     filter: FilterName = "published"
     split: Literal["train", "test"] = "train"
-    count: int | None = None
+    count: Annotated[int, "[1, 4096]"] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         there = SPLITS[self.split].stop - SPLITS[self.split].start
-        if self.count is not None and not 1 <= self.count <= there:
+        if self.count is not None and self.count > there:
             raise UserError(f"count is {self.count}; the {self.split} split has 1 to {there} mazes")
 
     def sample(self, key: PRNGKeyArray) -> Maze:

@@ -12,14 +12,14 @@ stay small until somebody looks.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from metadyna.envs.gridworld import GridState, arrive, begin, look_up
-from metadyna.errors import UserError
+from metadyna.settings import Horizon, Settings
 from metadyna.types import Box, Discrete, EnvSpec, TimeStep
 
 SIDE = 8
@@ -66,11 +66,6 @@ def _two_rooms() -> Bool[np.ndarray, "8 8"]:
 _TWO_ROOMS = _two_rooms()
 
 
-def _check_horizon(horizon: int) -> None:
-    if horizon < 1:
-        raise UserError(f"horizon is {horizon}; an episode needs at least 1 step")
-
-
 def _spec(horizon: int) -> EnvSpec:
     return EnvSpec(Box((SIDE, SIDE), float(FREE), float(AGENT), "uint8"), Discrete((4,)), horizon)
 
@@ -110,7 +105,7 @@ _SIMPLE_GLYPHS = np.stack([_FREE_GLYPH, _WALL_GLYPH, _FREE_GLYPH, _PALE_AGENT_GL
 
 
 @dataclass(frozen=True)
-class Labyrinth:
+class Labyrinth(Settings):
     """Collect the three keys of a maze that is drawn anew for every episode.
 
     Actions are down, right, up, left; walking into a wall costs a step like any other. A step pays -`step_cost`, and
@@ -120,12 +115,9 @@ class Labyrinth:
     The published code never truncates while it gathers training data; a huge `horizon` does the same.
     """
 
-    horizon: int = 50
-    step_cost: float = 0.1
-    key_reward: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_horizon(self.horizon)
+    horizon: Horizon = 50
+    step_cost: Annotated[float, "[-1000000, 1000000]"] = 0.1
+    key_reward: Annotated[float, "[-1000000, 1000000]"] = 1.0
 
     @property
     def spec(self) -> EnvSpec:
@@ -170,17 +162,14 @@ class Labyrinth:
 
 
 @dataclass(frozen=True)
-class SimpleMaze:
+class SimpleMaze(Settings):
     """Two rooms joined by one gap, without goal or reward, to look at what an agent makes of 31 positions.
 
     18 positions lie to the left of the gap (4, 4), where episodes start, and 12 to its right. Actions are up, down,
     left, right. After `horizon` steps (at least 1) an episode is truncated. Tasks are ignored, nothing is random.
     """
 
-    horizon: int = 500
-
-    def __post_init__(self) -> None:
-        _check_horizon(self.horizon)
+    horizon: Horizon = 500
 
     @property
     def spec(self) -> EnvSpec:

@@ -15,7 +15,7 @@ import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import gymnasium
 import jax
@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int32, PRNGKeyArray, UInt32
 from mujoco import rollout
 
 from metadyna.errors import UserError
+from metadyna.settings import Horizon, Settings
 from metadyna.types import Box, EnvSpec, HostEnv, TimeStep
 
 FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -48,8 +49,12 @@ class Reading(NamedTuple):
     seen: Float64[np.ndarray, "B seen"]
 
 
+Bound = Annotated[float, "[-inf, inf]"]
+"""An end of a healthy range; infinite where there is none."""
+
+
 @dataclass(frozen=True)
-class Robot:
+class Robot(Settings):
     """One of Gymnasium's tasks as a table: defaults are what most of the walkers share.
 
     The reward of a walker is `forward` × the velocity of its root over the step, + `healthy` while healthy,
@@ -57,27 +62,27 @@ class Robot:
     """
 
     xml: str
-    frame_skip: int
-    hidden: int = 1
+    frame_skip: Annotated[int, "[1, 10000]"]
+    hidden: Annotated[int, "[0, 1000]"] = 1
     """Leading positions that are not observed: what the task does not depend on."""
-    speed_limit: float = float("inf")
+    speed_limit: Annotated[float, "(0, inf]"] = float("inf")
     """Observed velocities are clipped to ± this."""
-    forward: float = 1.0
-    healthy: float = 0.0
-    effort: float = 1e-3
-    height: tuple[float, float] = (-float("inf"), float("inf"))
+    forward: Annotated[float, "[-1000000, 1000000]"] = 1.0
+    healthy: Annotated[float, "[-1000000, 1000000]"] = 0.0
+    effort: Annotated[float, "[0, 1000000]"] = 1e-3
+    height: tuple[Bound, Bound] = (-float("inf"), float("inf"))
     """Healthy range of observation 0."""
     height_closed: bool = False
-    angle: tuple[float, float] = (-float("inf"), float("inf"))
+    angle: tuple[Bound, Bound] = (-float("inf"), float("inf"))
     """Healthy range of observation 1."""
-    state: float = float("inf")
+    state: Annotated[float, "(0, inf]"] = float("inf")
     """Healthy bound on the size of all other observations."""
-    noise: float = 5e-3
+    noise: Annotated[float, "[0, 1000000]"] = 5e-3
     """Initial positions are uniform within ± this, velocities too, or Gaussian."""
     gaussian_velocity: bool = False
     seen: tuple[tuple[str, str], ...] = ()
     """Points in space that the task needs: a field of MuJoCo's data, `xpos` or `subtree_com`, and a body."""
-    horizon: int = 1000
+    horizon: Horizon = 1000
 
     def build(self, spec: Any) -> None:
         """Change what Gymnasium's file says, before it is compiled."""
@@ -245,10 +250,10 @@ class Heading(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Headings:
+class Headings(Settings):
     """Either way; a split is `episodes` of each, from starts of their own."""
 
-    episodes: int = 5
+    episodes: Annotated[int, "[1, 1000000]"] = 5
 
     def sample(self, key: PRNGKeyArray) -> Heading:
         """Toss a coin."""

@@ -4,13 +4,14 @@ Source: the probe environments of Jones 2021 (andyljones.com, "Debugging reinfor
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from metadyna.settings import Horizon, Settings
 from metadyna.types import Discrete, EnvSpec, TimeStep
 
 
@@ -22,16 +23,16 @@ class ProbeState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Settings):
     """An environment whose observation is its whole state, one number.
 
     `rewards[number][action]` is paid for an action. An episode starts at a number uniform over the first
     `num_starts`; every step adds one, and after `horizon` steps the episode terminates. Tasks are ignored.
     """
 
-    rewards: tuple[tuple[float, ...], ...]
-    num_starts: int = 1
-    horizon: int = 1
+    rewards: tuple[tuple[Annotated[float, "[-1000000, 1000000]"], ...], ...]
+    num_starts: Annotated[int, "[1, 1000000]"] = 1
+    horizon: Horizon = 1
 
     @property
     def spec(self) -> EnvSpec:

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -350,7 +350,7 @@ class FaultyPoint(eqx.Module):
 class _Faulty(MBMPO):
     """MB-MPO in models that are wrong by what is drawn anew where others would be fitted."""
 
-    bias: float = 0.05
+    bias: Annotated[float, "[0, 1000]"] = 0.05
     """Largest entry of a member's bias."""
 
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:

@@ -6,7 +6,7 @@ did to the encoder; or all losses are added up for a single step, which encodes 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from metadyna.models.abstract import (
 )
 from metadyna.nets.layers import MLP
 from metadyna.nets.sight import Sight
-from metadyna.settings import check_choices, check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Transition
 
 
@@ -57,43 +57,32 @@ ValueTerm = Callable[[Abstract, Abstract, Encoded, Array], tuple[Array, dict[str
 
 
 @dataclass(frozen=True)
-class AbstractLearning:
+class AbstractLearning(Settings):
     """How an abstract model and its Q-function are learnt. The defaults are those of the authors' code (VinF/deer)."""
 
-    learning_rate: float = 5e-4
+    learning_rate: Annotated[float, "(0, 1]"] = 5e-4
     """RMSprop's step size."""
-    rate_decay: float = 1.0
+    rate_decay: Annotated[float, "(0, 1]"] = 1.0
     """Factor on the step size after every `decay_period` updates."""
-    decay_period: int = 2_000
+    decay_period: Annotated[int, "[1, 2000000000]"] = 2_000
     """Updates between two decays."""
-    gradient_clip: float = 1.0
+    gradient_clip: Annotated[float, "(0, inf]"] = 1.0
     """Largest global L2 norm of a loss's gradient."""
     schedule: Literal["each", "joint"] = "each"
     """An optimiser step for each loss in turn, or one for their sum."""
-    discount: float = 0.9
+    discount: Annotated[float, "[0, 1]"] = 0.9
     """γ per step."""
-    batch: int = 32
+    batch: Annotated[int, "[2, 65536]"] = 32
     """Transitions per update, drawn uniformly with replacement."""
-    target_period: int = 1_000
+    target_period: Annotated[int, "[1, 2000000000]"] = 1_000
     """Updates between two refreshments of the frozen copy."""
-    successive: float = 1.0
+    successive: Annotated[float, "[0, 100]"] = 1.0
     """β: what driving successive states apart counts beside other losses; with `each`, a factor on the step size."""
-    directions: tuple[tuple[float, ...] | None, ...] | None = None
+    directions: tuple[tuple[Annotated[float, "[-1000, 1000]"], ...] | None, ...] | None = None
     """Where each action should move the first abstract coordinates; None leaves an action, or all of them, alone."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "schedule")
-        check_ranges(
-            self,
-            learning_rate="(0, 1]",
-            rate_decay="(0, 1]",
-            decay_period="[1, 2000000000]",
-            gradient_clip="(0, inf]",
-            discount="[0, 1]",
-            batch="[2, 65536]",
-            target_period="[1, 2000000000]",
-            successive="[0, 100]",
-        )
+        super().__post_init__()
         for direction in self.directions or ():
             if direction is not None and not any(direction):
                 raise UserError("AbstractLearning.directions holds one of length 0; None leaves an action alone")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from metadyna.collect.returns import masked_mean
 from metadyna.improve.descend import descend
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 
 LossFn = Callable[[Any], tuple[Array, dict[str, Array]]]
 
@@ -26,47 +26,31 @@ class DDQNLearner(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DDQN:
+class DDQN(Settings):
     """Schedule of one Q-learner. Steps are environment steps of the agent that owns it."""
 
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, "(0, 1]"] = 1e-4
     """Adam's step size."""
-    gradient_clip: float = 10.0
+    gradient_clip: Annotated[float, "(0, inf]"] = 10.0
     """Largest global L2 norm of a gradient."""
-    discount: float = 0.99
+    discount: Annotated[float, "[0, 1]"] = 0.99
     """γ per step."""
-    batch: int = 32
+    batch: Annotated[int, "[1, 65536]"] = 32
     """Items (episodes, or transitions) per update."""
-    update_every: int = 4
+    update_every: Annotated[int, "[1, 2000000000]"] = 4
     """Environment steps per update, once warm."""
-    warmup: int = 500
+    warmup: Annotated[int, "[0, 2000000000]"] = 500
     """Episodes collected before the first update."""
-    target_period: int = 5_000
+    target_period: Annotated[int, "[1, 2000000000]"] = 5_000
     """Environment steps between moves of the target network."""
-    target_rate: float = 1.0
+    target_rate: Annotated[float, "(0, 1]"] = 1.0
     """How far the target moves towards the weights: 1 copies them, less is a Polyak average."""
-    epsilon_start: float = 1.0
+    epsilon_start: Annotated[float, "[0, 1]"] = 1.0
     """Probability of a random action at the first step."""
-    epsilon_end: float = 0.01
+    epsilon_end: Annotated[float, "[0, 1]"] = 0.01
     """Probability of a random action once annealed."""
-    epsilon_steps: int = 250_000
+    epsilon_steps: Annotated[int, "[1, 2000000000]"] = 250_000
     """Environment steps over which epsilon falls linearly."""
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            learning_rate="(0, 1]",
-            gradient_clip="(0, inf]",
-            discount="[0, 1]",
-            batch="[1, 65536]",
-            update_every="[1, 2000000000]",
-            warmup="[0, 2000000000]",
-            target_period="[1, 2000000000]",
-            target_rate="(0, 1]",
-            epsilon_start="[0, 1]",
-            epsilon_end="[0, 1]",
-            epsilon_steps="[1, 2000000000]",
-        )
 
     @property
     def optimiser(self) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ with arrays [M, T, N] of tasks, steps and episodes. MAML (Finn et al. 2017), E-M
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from metadyna.improve.trpo import TRPO
 from metadyna.nets.inputs import Inputs
 from metadyna.policies.direct import Policy
 from metadyna.policies.distributions import Distribution
-from metadyna.settings import check_choices, check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Transition
 
 Rounds = tuple[Weighed, ...]
@@ -34,21 +34,17 @@ Surrogate = Literal["log-likelihood", "ratio", "dice"]
 
 
 @dataclass(frozen=True)
-class MetaGradient:
+class MetaGradient(Settings):
     """The adaptation, and what experience is worth to it; the outer step is that of a subclass."""
 
     inner: GradientSteps = GradientSteps()
     """The adaptation."""
     surrogate: Surrogate = "log-likelihood"
     """What an inner step raises; they differ in their second derivatives."""
-    discount: float = 0.99
+    discount: Annotated[float, "[0, 1]"] = 0.99
     """γ per step."""
-    gae_decay: float = 1.0
+    gae_decay: Annotated[float, "[0, 1]"] = 1.0
     """λ of the advantage estimate."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, "surrogate")
-        check_ranges(self, discount="[0, 1]", gae_decay="[0, 1]")
 
     def copies(self, meta: Meta, count: int) -> Policy:
         """The initial policy, once for every task."""
@@ -149,18 +145,14 @@ class MetaPPO(MetaGradient):
 
     surrogate: Surrogate = "ratio"
     """What an inner step raises; they differ in their second derivatives."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, "(0, 1]"] = 1e-3
     """Adam's step size."""
-    updates: int = 5
+    updates: Annotated[int, "[1, 10000]"] = 5
     """Steps of Adam, each on all of the experience."""
-    clip: float = 0.3
+    clip: Annotated[float, "(0, 1)"] = 0.3
     """ε: probability ratios beyond 1 ± ε earn nothing more."""
-    kl_weight: float = 5e-4
+    kl_weight: Annotated[float, "[0, 1000000]"] = 5e-4
     """η: price of KL(π_old || π_θ) before the inner step."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, learning_rate="(0, 1]", updates="[1, 10000]", clip="(0, 1)", kl_weight="[0, inf)")
 
     def start(self, meta: Meta) -> optax.OptState:
         """Adam's moments."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from metadyna.collect.returns import masked_mean, standardise
 from metadyna.improve.descend import descend
 from metadyna.policies.distributions import Distribution
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 
 LossFn = Callable[[Any, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
 """`loss(weights, rows) -> (scalar, metrics)`."""
@@ -37,35 +37,23 @@ class PPOLearner(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PPO:
+class PPO(Settings):
     """Several epochs of minibatches on one batch of fresh experience, for any weights."""
 
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, "(0, 1]"] = 3e-4
     """Adam's step size."""
-    clip: float = 0.2
+    clip: Annotated[float, "(0, 1)"] = 0.2
     """ε: probability ratios beyond 1 ± ε earn nothing more."""
-    epochs: int = 10
+    epochs: Annotated[int, "[1, 10000]"] = 10
     """Passes over the batch."""
-    minibatches: int = 32
+    minibatches: Annotated[int, "[1, 100000]"] = 32
     """Updates per pass."""
-    value_weight: float = 0.5
+    value_weight: Annotated[float, "[0, 1000000]"] = 0.5
     """Weight of the value loss."""
-    entropy_weight: float = 0.0
+    entropy_weight: Annotated[float, "[0, 1000000]"] = 0.0
     """Weight of the entropy bonus, in nats."""
-    gradient_clip: float = 0.5
+    gradient_clip: Annotated[float, "(0, inf]"] = 0.5
     """Largest global L2 norm of a gradient."""
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            learning_rate="(0, 1]",
-            clip="(0, 1)",
-            epochs="[1, 10000]",
-            minibatches="[1, 100000]",
-            value_weight="[0, inf)",
-            entropy_weight="[0, inf)",
-            gradient_clip="(0, inf]",
-        )
 
     @property
     def optimiser(self) -> optax.GradientTransformation:

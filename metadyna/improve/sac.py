@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from metadyna.improve.descend import descend
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Transition
 
 CriticTerm = Callable[[Any, Transition, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
@@ -40,41 +40,29 @@ class SACLearner(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SAC:
+class SAC(Settings):
     """One update of any actor and critics on a batch of transitions.
 
     `actor(obs)` is a distribution over actions in (-1, 1), `critics(obs, action)` are values [2] of one pair; both
     speak of one observation, which may have any structure.
     """
 
-    actor_rate: float = 3e-4
+    actor_rate: Annotated[float, "(0, 1]"] = 3e-4
     """Adam's step size for the actor."""
-    critic_rate: float = 3e-4
+    critic_rate: Annotated[float, "(0, 1]"] = 3e-4
     """Adam's step size for the critics."""
-    temperature_rate: float = 3e-4
+    temperature_rate: Annotated[float, "[0, 1]"] = 3e-4
     """Adam's step size for the log-temperature; 0 keeps it."""
-    temperature: float = 1.0
+    temperature: Annotated[float, "(0, 1000000]"] = 1.0
     """α at first: the price of entropy in units of reward."""
-    target_entropy: float | None = None
+    target_entropy: Annotated[float, "[-1000000, 1000000]"] | None = None
     """Entropy in nats that the temperature steers to; None: minus the number of actions."""
-    discount: float = 0.99
+    discount: Annotated[float, "[0, 1]"] = 0.99
     """γ per step."""
-    target_rate: float = 0.005
+    target_rate: Annotated[float, "(0, 1]"] = 0.005
     """τ: how far the slow critics move per update."""
-    batch: int = 256
+    batch: Annotated[int, "[1, 1000000]"] = 256
     """Transitions per update."""
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            actor_rate="(0, 1]",
-            critic_rate="(0, 1]",
-            temperature_rate="[0, 1]",
-            temperature="(0, inf)",
-            discount="[0, 1]",
-            target_rate="(0, 1]",
-            batch="[1, 1000000]",
-        )
 
     def start(self, actor: Any, critics: Any) -> SACLearner:
         """Begin with these weights; the slow critics begin as copies."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 
 Objective = Callable[[Any], Float[Array, ""]]
 
@@ -20,29 +20,19 @@ def _itself(weights: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class TRPO:
+class TRPO(Settings):
     """One step on any weights, for any surrogate and divergence."""
 
-    max_kl: float = 0.01
+    max_kl: Annotated[float, "(0, 1000]"] = 0.01
     """δ: bound on the mean KL divergence of a step, in nats."""
-    cg_iterations: int = 10
+    cg_iterations: Annotated[int, "[1, 10000]"] = 10
     """Conjugate gradient iterations."""
-    damping: float = 1e-2
+    damping: Annotated[float, "[0, 1000000]"] = 1e-2
     """Added to the diagonal of the Fisher matrix."""
-    backtracks: int = 15
+    backtracks: Annotated[int, "[1, 1000]"] = 15
     """Step lengths that are tried."""
-    shrink: float = 0.8
+    shrink: Annotated[float, "(0, 1)"] = 0.8
     """Each is this fraction of the one before."""
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            max_kl="(0, inf)",
-            cg_iterations="[1, 10000]",
-            damping="[0, inf)",
-            backtracks="[1, 1000]",
-            shrink="(0, 1)",
-        )
 
     def update(
         self, weights: Any, surrogate: Objective, kl: Objective, policy: Callable[[Any], Any] = _itself

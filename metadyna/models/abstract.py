@@ -8,6 +8,7 @@ the picture, and a short vector, which can be drawn.
 
 import itertools
 from dataclasses import dataclass
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -18,7 +19,7 @@ from metadyna.errors import UserError
 from metadyna.nets.convolutions import Conv, ConvNet
 from metadyna.nets.layers import MLP, Linear, glorot
 from metadyna.nets.pictures import TRUNK_POOLS, Encoder
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 
 SPREAD = 5.0
 """C_d: how fast the pull between two abstract states falls with their distance."""
@@ -78,14 +79,11 @@ def with_action(x: Float[Array, "*abstract"], action: Int[Array, ""], actions: i
 
 
 @dataclass(frozen=True)
-class Spatial:
+class Spatial(Settings):
     """An abstract state with one site per 6 × 6 pixels: a map that convolutions predict."""
 
-    channels: int = 3
+    channels: Annotated[int, "[1, 1024]"] = 3
     """Numbers per site."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, channels="[1, 1024]")
 
     def create(self, picture: tuple[int, ...], actions: int, key: PRNGKeyArray) -> Abstract:
         """Draw the networks for pictures [height, width], multiples of 12."""
@@ -109,14 +107,11 @@ class Spatial:
 
 
 @dataclass(frozen=True)
-class Vector:
+class Vector(Settings):
     """An abstract state of a few numbers."""
 
-    width: int = 2
+    width: Annotated[int, "[1, 4096]"] = 2
     """How many."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, width="[1, 4096]")
 
     def create(self, picture: tuple[int, ...], actions: int, key: PRNGKeyArray) -> Abstract:
         """Draw the networks for pictures [height, width], multiples of 6."""

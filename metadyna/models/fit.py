@@ -6,7 +6,7 @@ many there are, and nothing is made of what is not used.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from metadyna.collect import replay
 from metadyna.errors import UserError
 from metadyna.nets.moments import Moments
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 
 Examples = PyTree
 """What a model learns from: inputs and targets, or whatever its loss reads, with the rows in front."""
@@ -112,42 +112,30 @@ class FitState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(Settings):
     """How long to train and on what; the defaults are MBPO's, with a limit that its code does not have.
 
     PETS: `batch=32, holdout=0, max_epochs=5`. ME-TRPO: `batch=1000, holdout=0.33, bootstrap=False, patience=25`.
     """
 
-    batch: int = 256
+    batch: Annotated[int, "[1, 65536]"] = 256
     """Rows per update and member."""
-    holdout: float = 0.2
+    holdout: Annotated[float, "[0, 1)"] = 0.2
     """Share of the rows to validate on. With 0 all epochs are run, the last weights kept and no member is preferred."""
-    max_holdout: int = 5_000
+    max_holdout: Annotated[int, "[1, 2000000000]"] = 5_000
     """Most rows to validate on."""
     bootstrap: bool = True
     """Each member learns from its own draw of the training rows, with replacement; else each from all of them."""
-    max_epochs: int = 1_000
+    max_epochs: Annotated[int, "[1, 2000000000]"] = 1_000
     """Most passes over the training rows in one fit."""
-    max_updates: int = 1_000_000
+    max_updates: Annotated[int, "[1, 2000000000]"] = 1_000_000
     """Most optimiser steps in one fit."""
-    patience: int = 5
+    patience: Annotated[int, "[0, 2000000000]"] = 5
     """Epochs without improvement that are allowed; one more ends the fit."""
-    improvement: float = 0.01
+    improvement: Annotated[float, "[0, 1)"] = 0.01
     """Fall of a member's validation error, relative to its best, that counts as an improvement."""
     warm_start: bool = True
     """Go on from the weights and the optimiser of the last fit, or start afresh."""
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            batch="[1, 65536]",
-            holdout="[0, 1)",
-            max_holdout="[1, inf)",
-            max_epochs="[1, 2000000000]",
-            max_updates="[1, 2000000000]",
-            patience="[0, 2000000000]",
-            improvement="[0, 1)",
-        )
 
 
 class _Progress(NamedTuple):

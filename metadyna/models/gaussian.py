@@ -7,7 +7,7 @@ Members are stacked on axis 0 of every weight, so that a product for all of them
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ from metadyna.errors import UserError
 from metadyna.models.fit import Errors
 from metadyna.nets.layers import MLP, Linear
 from metadyna.nets.moments import Moments
-from metadyna.settings import check_choices, check_ranges
+from metadyna.settings import Settings, Widths, check_ranges
 
 
 def swish(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -212,54 +212,45 @@ Examples = tuple[Float[Array, "*rows inputs"], Float[Array, "*rows outputs"]]
 
 
 @dataclass(frozen=True)
-class GaussianEnsemble:
+class GaussianEnsemble(Settings):
     """Settings of an ensemble; the defaults are MBPO's.
 
     PETS: `members=5, elites=5`. ME-TRPO: `members=5, elites=5, widths=(1024, 1024), activation="relu",
     probabilistic=False, weight_decay=(0, 0, 0), standardise_targets=True`.
     """
 
-    members: int = 7
+    members: Annotated[int, "[1, 1024]"] = 7
     """Networks, K."""
-    elites: int = 5
+    elites: Annotated[int, "[1, 1024]"] = 5
     """Members to imagine with; chosen by their error on held-out data."""
-    widths: tuple[int, ...] = (200, 200, 200, 200)
+    widths: Widths = (200, 200, 200, 200)
     """Units of the hidden layers."""
     activation: Literal["swish", "relu"] = "swish"
     """Between layers."""
     probabilistic: bool = True
     """Predict a variance beside the mean."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, "(0, 1]"] = 1e-3
     """Adam's step size."""
-    weight_decay: tuple[float, ...] = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
+    weight_decay: tuple[Annotated[float, "[0, 1000000]"], ...] = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
     """λ per layer, the output last: λ/2 ‖W‖² is added to the loss."""
-    max_log_variance: float = 0.5
+    max_log_variance: Annotated[float, "[-50, 50]"] = 0.5
     """Upper bound of the log-variance at the start."""
-    min_log_variance: float = -10.0
+    min_log_variance: Annotated[float, "[-50, 50]"] = -10.0
     """Lower bound of the log-variance at the start."""
     learned_bounds: bool = True
     """Whether both bounds are learnt, or stay."""
-    log_variance_penalty: float = 0.01
+    log_variance_penalty: Annotated[float, "[0, 1000000]"] = 0.01
     """Price of the distance between the learnt bounds."""
     standardise_targets: bool = False
     """Learn targets of unit deviation. Published code does not; small columns are learnt better with it."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "activation")
-        check_ranges(
-            self,
-            members="[1, 1024]",
-            elites=f"[1, {self.members}]",
-            learning_rate="(0, 1]",
-            max_log_variance=f"({self.min_log_variance}, inf)",
-            log_variance_penalty="[0, inf)",
-        )
-        if not all(width >= 1 for width in self.widths):
-            raise UserError(f"GaussianEnsemble.widths = {self.widths} has a layer without units; the least is 1")
-        if len(self.weight_decay) != len(self.widths) + 1 or not all(decay >= 0 for decay in self.weight_decay):
-            layers = len(self.widths) + 1
+        super().__post_init__()
+        check_ranges(self, elites=f"[1, {self.members}]", max_log_variance=f"({self.min_log_variance}, 50]")
+        layers = len(self.widths) + 1
+        if len(self.weight_decay) != layers:
             raise UserError(
-                f"GaussianEnsemble.weight_decay = {self.weight_decay} must be {layers} numbers that are not negative, "
+                f"GaussianEnsemble.weight_decay = {self.weight_decay} must be {layers} numbers, "
                 "one for every layer of widths and one for the output"
             )
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from jax.custom_batching import custom_vmap
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from metadyna.errors import UserError
 from metadyna.planning.tree import TreeModel, at_a_time, planned_values
 from metadyna.policies.action_values import greedy_or_random
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Act, Carry, Collector, Params, Task, TimeStep, Trial
 
 Root = Callable[[Params, Carry, TimeStep], tuple[TreeModel, PyTree, Carry]]
@@ -20,21 +20,21 @@ Root = Callable[[Params, Carry, TimeStep], tuple[TreeModel, PyTree, Carry]]
 
 
 @dataclass(frozen=True)
-class TreeActing:
+class TreeActing(Settings):
     """Plan in a model at every step, to one depth per episode."""
 
-    depths: tuple[int, ...] = (0, 1, 3)
+    depths: tuple[Annotated[int, "[0, 12]"], ...] = (0, 1, 3)
     """Planning depths of evaluation, an episode of every task each; 0 asks the Q-function alone. The last one's return
     is the score."""
-    breadth: int = 2
+    breadth: Annotated[int, "[1, 1024]"] = 2
     """Actions tried at every node below the root, the best by Q."""
-    epsilon: float = 0.1
+    epsilon: Annotated[float, "[0, 1]"] = 0.1
     """Probability of a random action."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, breadth="[1, 1024]", epsilon="[0, 1]")
-        if not self.depths or min(self.depths) < 0 or max(self.depths) > 12:
-            raise UserError(f"TreeActing.depths = {self.depths} is impossible; name one or more depths in [0, 12]")
+        super().__post_init__()
+        if not self.depths:
+            raise UserError("TreeActing.depths is empty; name one or more depths in [0, 12]")
         if self.breadth ** max(0, max(self.depths) - 1) > 4_096:
             raise UserError(f"TreeActing.breadth = {self.breadth} to the depth {max(self.depths)} is too large a tree")
 

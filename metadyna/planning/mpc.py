@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from metadyna.search.cem import CEM
 from metadyna.search.icem import ICEM
 from metadyna.search.mppi import MPPI
 from metadyna.search.random import RandomShooting
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Act, Box, Params, TimeStep
 
 Plan = Any
@@ -25,19 +25,16 @@ Tail = Literal["zero", "middle", "repeat"]
 
 
 @dataclass(frozen=True)
-class MPC:
+class MPC(Settings):
     """Any search over any score of action sequences; models are the score's business."""
 
     search: RandomShooting | CEM | ICEM | MPPI = CEM()
     """What looks for the best sequence."""
-    horizon: int = 25
+    horizon: Annotated[int, "[1, 10000]"] = 25
     """Length of a sequence, in environment steps."""
     tail: Tail | None = None
     """The action of the step that comes into sight: zero, clipped into the box (PETS), the box's middle (mbrl-lib), or
     the last one again (iCEM); None: what the search's authors do."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, horizon="[1, inf)")
 
     def init(self, action_shape: tuple[int, ...], low: ArrayLike, high: ArrayLike) -> Plan:
         """Start an episode; the bounds are finite and broadcast to [horizon, *action_shape]."""

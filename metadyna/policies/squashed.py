@@ -46,10 +46,10 @@ class TwinCritic(eqx.Module):
 
 
 @dataclass(frozen=True)
-class ActorCritic:
+class ActorCritic(Settings):
     """Networks for actions in [-1, 1]: a squashed policy and two critics."""
 
-    widths: tuple[int, ...] = (256, 256)
+    widths: Widths = (256, 256)
     """Hidden layers of each."""
     layer_norm: bool = False
     """Normalise the critics' hidden layers."""

@@ -6,10 +6,10 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from metadyna.errors import UserError, unknown
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 from metadyna.systems import SYSTEMS, System
 
 FORMAT = "metadyna-run-1"
@@ -17,38 +17,30 @@ PARTIAL = "config.json.partial"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """One run: a system, the tasks it meta-trains on, and for how long."""
 
     system: System
     """The method and its settings."""
     task: str
     """Name of a task family; `metadyna list` shows them."""
-    steps: int = 1_000_000
+    steps: Annotated[int, "[1, 2000000000]"] = 1_000_000
     """Environment steps per seed, or updates where a system learns from a data set; ends at the first chunk there."""
-    seed: int = 0
+    seed: Annotated[int, "[0, 4294967295]"] = 0
     """First seed."""
-    seeds: int = 1
+    seeds: Annotated[int, "[1, 4096]"] = 1
     """Independent runs in one program, with seeds `seed`, `seed + 1`, …"""
-    chunk: int = 100
+    chunk: Annotated[int, "[1, 1000000]"] = 100
     """Iterations per compiled call; metrics are logged once per chunk."""
-    eval_every: int = 25_000
+    eval_every: Annotated[int, "[1, 2000000000]"] = 25_000
     """Environment steps between evaluations on every task of the test split."""
-    stop_at: float | None = None
+    stop_at: Annotated[float, "[-1000000000, 1000000000]"] | None = None
     """End a seed early once its evaluation return reaches this."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: Annotated[float, "[0, 1000000000]"] = 60.0
     """Wall time between checkpoints; when they are taken does not change what is computed."""
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            steps="[1, 2000000000]",  # counted in 32 bits on the device
-            seed="[0, 4294967295]",
-            seeds="[1, 4096]",
-            chunk="[1, 1000000]",
-            eval_every="[1, inf)",
-            checkpoint_seconds="[0, inf)",
-        )
+        super().__post_init__()
         if self.seed + self.seeds > 2**32:
             last = self.seed + self.seeds - 1
             raise UserError(f"Config.seed + Config.seeds - 1 = {last} is out of range; it must lie in [0, 4294967295]")

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from metadyna.search import Iteration, Point, inside, leaf_keys, middle, moments, top
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings, check_ranges
 
 
 class Gaussian(NamedTuple):
@@ -22,29 +22,23 @@ class Gaussian(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CEM:
+class CEM(Settings):
     """Move a Gaussian, truncated so that it fits the box, towards the best of its samples."""
 
-    population: int = 400
+    population: Annotated[int, "[1, 1000000]"] = 400
     """Candidates per iteration."""
-    elites: int = 40
+    elites: Annotated[int, "[1, 1000000]"] = 40
     """Best candidates to which the Gaussian is fitted."""
-    iterations: int = 5
+    iterations: Annotated[int, "[1, 10000]"] = 5
     """Iterations per real step."""
-    momentum: float = 0.1
+    momentum: Annotated[float, "[0, 1)"] = 0.1
     """Share of the old mean and variance that stays (0.1 in every PETS experiment)."""
-    min_variance: float = 0.001
+    min_variance: Annotated[float, "[0, 1000000]"] = 0.001
     """The search stands still once every variance is below this, in squared units of the action."""
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            population="[1, inf)",
-            elites=f"[1, {self.population}]",
-            iterations="[1, inf)",
-            momentum="[0, 1)",
-            min_variance="[0, inf)",
-        )
+        super().__post_init__()
+        check_ranges(self, elites=f"[1, {self.population}]")
 
     @property
     def populations(self) -> tuple[int, ...]:

@@ -6,14 +6,14 @@ of being added to them, so that every real step scores the same number of sequen
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from metadyna.search import Point, inside, leaf_keys, middle, moments, top
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings, check_ranges
 
 
 class Kept(NamedTuple):
@@ -33,38 +33,30 @@ class Kept(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ICEM:
+class ICEM(Settings):
     """CEM for few samples: coloured noise, clipped to the box, and a memory of elites.
 
     Points are sequences: axis 0 of every array is time.
     """
 
-    population: int = 40
+    population: Annotated[int, "[2, 1000000]"] = 40
     """Candidates in the first iteration."""
-    elites: int = 10
+    elites: Annotated[int, "[1, 500000]"] = 10
     """Best candidates to which the Gaussian is fitted."""
-    iterations: int = 3
+    iterations: Annotated[int, "[1, 10000]"] = 3
     """Iterations per real step."""
-    momentum: float = 0.1
+    momentum: Annotated[float, "[0, 1)"] = 0.1
     """Share of the old mean and standard deviation that stays."""
-    beta: float = 2.5
+    beta: Annotated[float, "[0, 100]"] = 2.5
     """Exponent of the noise: 0 is white, 2 a random walk. The paper takes 0.25 (cheetah) to 3.5 (relocate)."""
-    keep: float = 0.3
+    keep: Annotated[float, "[0, 1]"] = 0.3
     """Share of the elites that lives on, in the next iteration and the next real step; the best one always does."""
-    decay: float = 1.25
+    decay: Annotated[float, "[1, 1000000]"] = 1.25
     """Each iteration has this many times fewer candidates than the one before, but never under twice the elites."""
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            population="[2, inf)",
-            elites=f"[1, {self.population // 2}]",
-            iterations="[1, inf)",
-            momentum="[0, 1)",
-            beta="[0, inf)",
-            keep="[0, 1]",
-            decay="[1, inf)",
-        )
+        super().__post_init__()
+        check_ranges(self, elites=f"[1, {self.population // 2}]")
 
     @property
     def populations(self) -> tuple[int, ...]:

@@ -6,14 +6,14 @@ of PDDM (Nagabandi et al. 2019) as an option.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from metadyna.search import Iteration, Point, inside, leaf_keys, middle
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 
 
 class Mean(NamedTuple):
@@ -25,31 +25,21 @@ class Mean(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MPPI:
+class MPPI(Settings):
     """Add noise of a fixed size to a point and average, the better the heavier."""
 
-    population: int = 100
+    population: Annotated[int, "[1, 1000000]"] = 100
     """Candidates per iteration."""
-    iterations: int = 1
+    iterations: Annotated[int, "[1, 10000]"] = 1
     """Iterations per real step."""
-    temperature: float = 1.0
+    temperature: Annotated[float, "(0, 1000000]"] = 1.0
     """λ, in units of the score: the smaller, the more the best candidate decides."""
-    noise: float = 1.0
+    noise: Annotated[float, "(0, 1000]"] = 1.0
     """Standard deviation of the noise, as a fraction of half the box."""
-    smoothing: float = 0.0
+    smoothing: Annotated[float, "[0, 1)"] = 0.0
     """Share of a step's noise that comes from the step before, along axis 0: 1 − β of PDDM; 0 is white noise."""
     normalise: bool = False
     """Whether scores are divided by their standard deviation, so that the temperature has no unit."""
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            population="[1, inf)",
-            iterations="[1, inf)",
-            temperature="(0, inf)",
-            noise="(0, inf)",
-            smoothing="[0, 1)",
-        )
 
     @property
     def populations(self) -> tuple[int, ...]:

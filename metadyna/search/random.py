@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from metadyna.search import Iteration, Point, finite_or_worst, leaf_keys, middle
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 
 
 class Best(NamedTuple):
@@ -22,14 +22,11 @@ class Best(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RandomShooting:
+class RandomShooting(Settings):
     """Draw every entry uniformly in the box, independently; nothing is learnt from one search to the next."""
 
-    candidates: int = 2000
+    candidates: Annotated[int, "[1, 100000000]"] = 2000
     """Points per search; PETS takes as many as CEM does in all its iterations."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, candidates="[1, inf)")
 
     @property
     def populations(self) -> tuple[int, ...]:

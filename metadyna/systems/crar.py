@@ -23,7 +23,7 @@ plays whole episodes of a fixed list of tasks.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from metadyna.improve.repeat import repeat_updates
 from metadyna.models.abstract import Abstract, Spatial, Vector
 from metadyna.nets.sight import picture_shape, sight
 from metadyna.planning.act import TreeActing
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Collector, Metrics, Transition, num_actions
 
 
@@ -48,7 +48,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CRAR:
+class CRAR(Settings):
     """CRAR: a model and a Q-function on one abstract state, from a fixed data set (François-Lavet et al. 2019).
 
     The defaults are those of the authors' code for the labyrinths.
@@ -62,11 +62,8 @@ class CRAR:
     """Where the transitions come from."""
     acting: TreeActing = TreeActing()
     """Planning while evaluating."""
-    updates: int = 50
+    updates: Annotated[int, "[1, 1000000]"] = 50
     """Updates per iteration."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, updates="[1, 1000000]")
 
     @property
     def episode_names(self) -> tuple[str, ...]:

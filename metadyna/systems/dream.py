@@ -24,7 +24,7 @@ as the online one (`target_context="encoder"` gives the code's behaviour).
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -48,7 +48,7 @@ from metadyna.improve.repeat import repeat_updates
 from metadyna.nets.distinct import Distinct
 from metadyna.nets.recurrent import LSTMState
 from metadyna.policies.action_values import ExplorePolicy, FeedForwardPolicy, RecurrentPolicy, greedy_or_random
-from metadyna.settings import check_choices, check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Average, Collector, EnvSpec, Metrics, TimeStep, Transition, sizes
 
 
@@ -79,7 +79,7 @@ class Params(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DREAM:
+class DREAM(Settings):
     """DREAM: explore to recover what execution needs of a problem (Liu et al. 2021, arXiv 2008.02790).
 
     The defaults are the published code's.
@@ -93,25 +93,25 @@ class DREAM:
     """Who explores: the learned policy, uniformly random actions, or nobody (execution sees an empty episode)."""
     oracle: bool = False
     """Upper bound: the execution policy is told the relevant part of the problem number, at test time too."""
-    noise: float = 0.1
+    noise: Annotated[float, "[0, 1000]"] = 0.1
     """Standard deviation ρ of the encoding's noise (code 0.1; paper ρ² = 0.1)."""
-    bottleneck: float | None = 10.0
+    bottleneck: Annotated[float, "[0, 1000000]"] | None = 10.0
     """K, the squared norm that an encoding may have for free; None drops both bottleneck and noise."""
-    penalty: float = 0.1
+    penalty: Annotated[float, "[-1000, 1000]"] = 0.1
     """Cost c per exploration step (code 0.1, paper 0.01)."""
-    context_width: int = 64
+    context_width: Annotated[int, "[1, 4096]"] = 64
     """Size of encoding, decoding and context."""
-    decoder_width: int = 128
+    decoder_width: Annotated[int, "[1, 4096]"] = 128
     """Units of the decoder's LSTM."""
-    encoder_hidden: int | None = None
+    encoder_hidden: Annotated[int, "[1, 4096]"] | None = None
     """Hidden units of f (code none, paper 256)."""
     mixture: Literal["trial", "batch"] = "trial"
     """Decoder or encoder context by the parity of the iteration, or of the row within the batch."""
     target_context: Literal["same", "encoder", "online"] = "same"
     """The target's context: its own of the same kind, its own encoder's (the code), or the online network's."""
-    parallel: int = 1
+    parallel: Annotated[int, "[1, 65536]"] = 1
     """Trials per iteration."""
-    capacity: int = 16_000
+    capacity: Annotated[int, "[1, 2000000000]"] = 16_000
     """Trials kept for replay."""
     explore: DDQN = DDQN(warmup=8_000)
     """Schedule of the exploration policy."""
@@ -119,22 +119,9 @@ class DREAM:
     """Schedule of the execution policy, encoder and decoder."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "execute_batch", "exploration", "mixture", "target_context")
+        super().__post_init__()
         if self.memory and self.execute_batch == "steps":
             raise UserError("DREAM.execute_batch = steps needs memory = False; a recurrent policy needs episodes")
-        check_ranges(
-            self,
-            noise="[0, inf)",
-            penalty="(-inf, inf)",
-            context_width="[1, 4096]",
-            decoder_width="[1, 4096]",
-            parallel="[1, 65536]",
-            capacity="[1, inf)",
-        )
-        if self.bottleneck is not None:
-            check_ranges(self, bottleneck="[0, inf)")
-        if self.encoder_hidden is not None:
-            check_ranges(self, encoder_hidden="[1, 4096]")
         if self.parallel > self.capacity:
             raise UserError(f"DREAM.parallel = {self.parallel} exceeds DREAM.capacity = {self.capacity}")
 

@@ -17,7 +17,7 @@ remedies that the text proposes for the model's errors, and does not try, are `w
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -37,28 +37,25 @@ from metadyna.nets.layers import MLP, glorot
 from metadyna.nets.sight import picture_shape, sight
 from metadyna.planning.act import TreeActing
 from metadyna.planning.tree import at_a_time, depth_values
-from metadyna.settings import check_choices, check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Collector, Metrics, Transition, num_actions
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Settings):
     """Every depth counts the same, as in the text's experiments."""
 
 
 @dataclass(frozen=True)
-class FarDiscount:
+class FarDiscount(Settings):
     """Deeper counts less: depth d in proportion to γ'ᵈ (a proposal of the text)."""
 
-    rate: float = 0.7
+    rate: Annotated[float, "(0, 1]"] = 0.7
     """γ'."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, rate="(0, 1]")
 
 
 @dataclass(frozen=True)
-class ModelError:
+class ModelError(Settings):
     """Depths count less where the model has been wrong: by a softmax of −Ŵ_d(x, a) / T (a proposal of the text).
 
     Ŵ_d, the squared error that d imagined steps add up to, is learnt by temporal differences (after AdaMVE, Xiao et
@@ -66,13 +63,10 @@ class ModelError:
     d; where what is learnt does not, yet, a depth counts as wrong as the worst of the shallower ones.
     """
 
-    temperature: float = 0.1
+    temperature: Annotated[float, "(0, inf]"] = 0.1
     """T, in squared units of the abstract state."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, "(0, 1]"] = 1e-3
     """RMSprop's step size for Ŵ."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, temperature="(0, inf]", learning_rate="(0, 1]")
 
 
 class Foreseen(eqx.Module):
@@ -102,7 +96,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GMAS:
+class GMAS(Settings):
     """GMAS: CRAR whose Q-function learns the slope of the planner's value too (gradient matching in abstract space).
 
     The defaults are the text's, and CRAR's where it is silent.
@@ -116,26 +110,23 @@ class GMAS:
     """Where the transitions come from."""
     distance: Distance = "cosine"
     """Between the two slopes."""
-    alpha: float = 0.05
+    alpha: Annotated[float, "[0, 1000000]"] = 0.05
     """Weight α of the distance; the text has 0.05 for cosine and 1.0 for l2. 0 is CRAR."""
-    depth: int = 3
+    depth: Annotated[int, "[0, 12]"] = 3
     """Deepest plan whose slope is matched; 0 matches the frozen Q-function's own."""
-    breadth: int = 2
+    breadth: Annotated[int, "[1, 1024]"] = 2
     """Actions tried at every node below the root, the best by the frozen Q-function."""
     weighting: Uniform | FarDiscount | ModelError = Uniform()
     """How much each depth counts."""
-    doubt: float | None = None
+    doubt: Annotated[float, "(0, 1]"] | None = None
     """Scale the distance down by how far the plan's value is from Y, relative to this quantile of the batch (EBNN)."""
     acting: TreeActing = TreeActing(depths=(0, 1, 3, 5))
     """Planning while evaluating."""
-    updates: int = 50
+    updates: Annotated[int, "[1, 1000000]"] = 50
     """Updates per iteration."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "distance")
-        check_ranges(self, alpha="[0, inf)", depth="[0, 12]", breadth="[1, 1024]", updates="[1, 1000000]")
-        if self.doubt is not None:
-            check_ranges(self, doubt="(0, 1]")
+        super().__post_init__()
         if self.breadth ** max(0, self.depth - 1) > 4_096:
             raise UserError(f"GMAS.breadth = {self.breadth} to the depth {self.depth} is a tree too large; lower one")
         if isinstance(self.weighting, ModelError) and self.depth == 0:

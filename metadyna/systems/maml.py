@@ -22,7 +22,7 @@ and log standard deviations stay in [-5, 2].
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ from metadyna.errors import UserError
 from metadyna.improve.meta import MetaPPO, MetaTRPO, Rounds
 from metadyna.improve.on_policy import Weighed
 from metadyna.policies.gaussian import Activation, GaussianPolicy, practise
-from metadyna.settings import check_choices, check_ranges
+from metadyna.settings import Settings, Widths
 from metadyna.types import Average, Collector, Metrics, Transition, box_sizes
 
 
@@ -48,36 +48,25 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MAML:
+class MAML(Settings):
     """MAML: a policy that a gradient step adapts to a task (Finn et al. 2017, arXiv 1703.03400)."""
 
     learner: MetaTRPO | MetaPPO = MetaTRPO()
     """The adaptation and the outer step."""
-    widths: tuple[int, ...] = (64, 64)
+    widths: Widths = (64, 64)
     """Hidden layers of the policy."""
     activation: Activation = "tanh"
     """Their nonlinearity. With `tanh` a policy that has left what it knows may find no way back: see docs/meta.md."""
-    log_std: float = 0.0
+    log_std: Annotated[float, "[-5, 2]"] = 0.0
     """Log standard deviation of a fresh policy; it is adapted too."""
-    tasks: int = 40
+    tasks: Annotated[int, "[1, 65536]"] = 40
     """Tasks per iteration."""
-    episodes: int = 20
+    episodes: Annotated[int, "[1, 65536]"] = 20
     """Episodes per task, before and after every inner step."""
-    shown_steps: int = 3
+    shown_steps: Annotated[int, "[0, 100]"] = 3
     """Inner steps of an evaluation."""
-    later_factor: float = 0.5
+    later_factor: Annotated[float, "[0, 1]"] = 0.5
     """Scales the steps of an evaluation after the first that training does not have."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, "activation")
-        check_ranges(
-            self,
-            log_std="[-5, 2]",
-            tasks="[1, 65536]",
-            episodes="[1, 65536]",
-            shown_steps="[0, 100]",
-            later_factor="[0, 1]",
-        )
 
     @property
     def episode_names(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ rows, and with `fit.bootstrap` by the rows. The policy's last layer is drawn sma
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import WorldModel, branch
 from metadyna.models.world import known_world
 from metadyna.policies.gaussian import GaussianPolicy, perform, practise
-from metadyna.settings import check_choices, check_ranges
+from metadyna.settings import Settings, Widths, check_ranges
 from metadyna.types import Average, Collector, Metrics, TimeStep, Transition, box_sizes
 
 
@@ -74,7 +74,7 @@ class Explorer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MBMPO:
+class MBMPO(Settings):
     """MB-MPO: a policy that adapts to every model of an ensemble, and so to reality (Clavera et al. 2018)."""
 
     learner: MetaTRPO | MetaPPO = MetaTRPO(GradientSteps(rate=1e-3))
@@ -86,47 +86,36 @@ class MBMPO:
     """The networks of the models."""
     fit: Fit = Fit(batch=500, max_epochs=50)
     """How they are trained."""
-    widths: tuple[int, ...] = (32, 32)
+    widths: Widths = (32, 32)
     """Hidden layers of the policy, with tanh."""
-    log_std: float = 0.0
+    log_std: Annotated[float, "[-5, 2]"] = 0.0
     """Log standard deviation of a fresh policy; it is adapted too."""
-    tasks: int = 5
+    tasks: Annotated[int, "[1, 65536]"] = 5
     """Imagined tasks, a multiple of the models; the paper has 20."""
-    episodes: int = 20
+    episodes: Annotated[int, "[1, 65536]"] = 20
     """Imagined episodes per task, before and after every inner step; the paper has 50."""
-    horizon: int = 100
+    horizon: Annotated[int, "[1, 100000]"] = 100
     """Steps of an imagined episode; the paper has those of the real ones."""
     starts: Literal["first", "any"] = "first"
     """Imagine from the first observations of real episodes, or from any that was lived (for short horizons)."""
-    reach: float = 10.0
+    reach: Annotated[float, "(0, 1000000]"] = 10.0
     """Imagined observations are kept within so many deviations of the mean of the data."""
-    meta_steps: int = 10
+    meta_steps: Annotated[int, "[1, 10000]"] = 10
     """Outer steps per iteration; the paper has 30."""
-    collect: int = 1
+    collect: Annotated[int, "[1, 10000]"] = 1
     """Real episodes of every task's policy per iteration."""
     adapted_collection: bool = True
     """Live with the adapted policies, each of which knows one model best, or with the initial one (an ablation)."""
-    warmup: int = 4_000
+    warmup: Annotated[int, "[1, 2000000000]"] = 4_000
     """Environment steps of uniformly random actions at first."""
-    capacity: int = 100_000
+    capacity: Annotated[int, "[1, 2000000000]"] = 100_000
     """Real transitions kept."""
 
     episode_names = ("episode",)
 
     def __post_init__(self) -> None:
-        check_choices(self, "starts")
-        check_ranges(
-            self,
-            log_std="[-5, 2]",
-            tasks="[1, 65536]",
-            episodes="[1, 65536]",
-            horizon="[1, 100000]",
-            reach="(0, inf)",
-            meta_steps="[1, 10000]",
-            collect="[1, 10000]",
-            warmup="[1, 2000000000]",
-            capacity=f"[{self.tasks * self.collect}, 2000000000]",
-        )
+        super().__post_init__()
+        check_ranges(self, capacity=f"[{self.tasks * self.collect}, 2000000000]")
         if self.tasks % self.model.members:
             raise UserError(
                 f"MBMPO.tasks = {self.tasks} cannot be shared equally among {self.model.members} models; "

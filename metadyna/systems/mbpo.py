@@ -16,7 +16,7 @@ leaves no rows; the share of real rows is exact in every batch.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import WorldModel, branch
 from metadyna.models.world import learnt_world
 from metadyna.policies.squashed import Actor, perform, practise
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings, check_ranges
 from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
 
 
@@ -52,7 +52,7 @@ Walk = tuple[replay.Ring, Float[Array, "n obs"], Bool[Array, "n"], Float[Array, 
 
 
 @dataclass(frozen=True)
-class MBPO:
+class MBPO(Settings):
     """MBPO: a policy trained on short imagined branches from real states (Janner et al. 2019, arXiv 1906.08253)."""
 
     learner: SAC = SAC()
@@ -61,44 +61,37 @@ class MBPO:
     """The networks of the model."""
     fit: Fit = Fit(max_updates=5_000)
     """How they are trained."""
-    refresh: int = 250
+    refresh: Annotated[int, "[1, 1000000]"] = 250
     """Environment steps between two fits."""
-    branches: int = 400
+    branches: Annotated[int, "[1, 1000000]"] = 400
     """M: imagined branches per environment step."""
-    updates: int = 20
+    updates: Annotated[int, "[0, 1000]"] = 20
     """G: policy updates per environment step."""
-    real_share: float = 0.05
+    real_share: Annotated[float, "[0, 1]"] = 0.05
     """Share of real rows in a batch."""
-    horizon_start: int = 1
+    horizon_start: Annotated[int, "[1, 10000]"] = 1
     """k: steps of a branch at first."""
-    horizon_end: int = 1
+    horizon_end: Annotated[int, "[1, 10000]"] = 1
     """Steps of a branch in the end."""
-    horizon_from: int = 20_000
+    horizon_from: Annotated[int, "[0, 2000000000]"] = 20_000
     """Environment step at which branches begin to grow."""
-    horizon_until: int = 150_000
+    horizon_until: Annotated[int, "[1, 2000000000]"] = 150_000
     """Environment step at which they have grown."""
-    retain: int = 4
+    retain: Annotated[int, "[1, 10000]"] = 4
     """Fits whose branches are kept, at the longest branches."""
-    warmup: int = 5_000
+    warmup: Annotated[int, "[1, 2000000000]"] = 5_000
     """Environment steps of uniformly random actions at first."""
-    capacity: int = 1_000_000
+    capacity: Annotated[int, "[1, 2000000000]"] = 1_000_000
     """Real transitions kept."""
 
     episode_names = ("episode",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ranges(
             self,
-            refresh="[1, 1000000]",
-            branches="[1, 1000000]",
-            updates="[0, 1000]",
-            real_share="[0, 1]",
-            horizon_start="[1, 10000]",
             horizon_end=f"[{self.horizon_start}, 10000]",
-            horizon_from="[0, 2000000000]",
             horizon_until=f"({self.horizon_from}, 2000000000]",
-            retain="[1, 10000]",
-            warmup="[1, 2000000000]",
             capacity=f"[{self.refresh}, 2000000000]",
         )
         if self.warmup % self.refresh:

@@ -14,7 +14,7 @@ kept near the data.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import WorldModel, branch
 from metadyna.models.world import known_world
 from metadyna.policies.gaussian import GaussianPolicy, perform, practise
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings, Widths, check_ranges
 from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
 
 
@@ -62,7 +62,7 @@ class Training(NamedTuple):
 
 
 @dataclass(frozen=True)
-class METRPO:
+class METRPO(Settings):
     """ME-TRPO: a policy trained by TRPO in an ensemble of models (Kurutach et al. 2018, arXiv 1802.10592)."""
 
     learner: TRPO = TRPO()
@@ -74,51 +74,38 @@ class METRPO:
     """The networks of the model; the paper's are 1024 wide."""
     fit: Fit = Fit(holdout=0.33, bootstrap=False, max_updates=2_000)
     """How they are trained."""
-    widths: tuple[int, ...] = (32, 32)
+    widths: Widths = (32, 32)
     """Hidden layers of the policy, with tanh."""
-    log_std: float = 0.0
+    log_std: Annotated[float, "[-5, 2]"] = 0.0
     """Log standard deviation of a fresh policy."""
-    parallel: int = 1
+    parallel: Annotated[int, "[1, 65536]"] = 1
     """Copies of the environment."""
-    collect: int = 1_000
+    collect: Annotated[int, "[1, 1000000]"] = 1_000
     """Real steps of every copy per iteration; the paper has 3,000."""
-    episodes: int = 100
+    episodes: Annotated[int, "[1, 1000000]"] = 100
     """Imagined episodes per policy step."""
-    horizon: int = 100
+    horizon: Annotated[int, "[1, 100000]"] = 100
     """Steps of an imagined episode."""
-    reach: float = 10.0
+    reach: Annotated[float, "(0, 1000000]"] = 10.0
     """Imagined observations are kept within so many deviations of the mean of the data."""
-    policy_steps: int = 40
+    policy_steps: Annotated[int, "[1, 10000]"] = 40
     """Most policy steps per iteration."""
-    validate_every: int = 5
+    validate_every: Annotated[int, "[1, 10000]"] = 5
     """Policy steps between two validations; with more than `policy_steps` there is none."""
-    tolerance: float = 0.3
+    tolerance: Annotated[float, "[0, 1]"] = 0.3
     """Share of members that may find the policy worse than at its best."""
-    discount: float = 0.99
+    discount: Annotated[float, "[0, 1]"] = 0.99
     """γ per step; the authors' code has 1."""
-    gae_decay: float = 1.0
+    gae_decay: Annotated[float, "[0, 1]"] = 1.0
     """λ of the advantage estimate."""
-    capacity: int = 100_000
+    capacity: Annotated[int, "[1, 2000000000]"] = 100_000
     """Real transitions kept."""
 
     episode_names = ("episode",)
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            log_std="[-5, 2]",
-            parallel="[1, 65536]",
-            collect="[1, 1000000]",
-            episodes="[1, 1000000]",
-            horizon="[1, 100000]",
-            reach="(0, inf)",
-            policy_steps="[1, 10000]",
-            validate_every="[1, 10000]",
-            tolerance="[0, 1]",
-            discount="[0, 1]",
-            gae_decay="[0, 1]",
-            capacity=f"[{self.parallel * self.collect}, 2000000000]",
-        )
+        super().__post_init__()
+        check_ranges(self, capacity=f"[{self.parallel * self.collect}, 2000000000]")
 
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw policy and model, start the copies, make room."""

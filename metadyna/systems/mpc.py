@@ -18,7 +18,7 @@ are obeyed.
 
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from metadyna.models.world import known_world
 from metadyna.planning.mpc import MPC, Plan
 from metadyna.search.cem import CEM
 from metadyna.search.random import RandomShooting
-from metadyna.settings import check_choices, check_ranges
+from metadyna.settings import Settings, check_ranges
 from metadyna.types import ActFn, Average, Collected, Collector, Metrics, TimeStep, Transition, box_sizes
 
 
@@ -55,7 +55,7 @@ class Params(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PETS:
+class PETS(Settings):
     """PETS: probabilistic ensembles with trajectory sampling (Chua et al. 2018, arXiv 1805.12114)."""
 
     model: GaussianEnsemble = GaussianEnsemble(members=5, elites=5, widths=(64, 64), weight_decay=(1e-4, 1e-4, 1e-4))
@@ -64,31 +64,24 @@ class PETS:
     """How they are trained after every `collect` steps."""
     planner: MPC = MPC(search=CEM(population=100, elites=10, iterations=4), horizon=25)
     """The search for actions."""
-    particles: int = 5
+    particles: Annotated[int, "[1, 10000]"] = 5
     """Imagined futures per action sequence; a multiple of the model's elites."""
     propagation: Propagation = "TSinf"
     """How particles pass through the ensemble's members."""
-    parallel: int = 1
+    parallel: Annotated[int, "[1, 65536]"] = 1
     """Copies of the environment."""
-    collect: int = 200
+    collect: Annotated[int, "[1, 1000000]"] = 200
     """Steps of every copy between two fits; an episode, in the paper."""
-    warmup: int = 200
+    warmup: Annotated[int, "[1, 2000000000]"] = 200
     """Environment steps of uniformly random actions at first."""
-    capacity: int = 20_000
+    capacity: Annotated[int, "[1, 2000000000]"] = 20_000
     """Transitions kept."""
 
     episode_names = ("episode",)
 
     def __post_init__(self) -> None:
-        check_choices(self, "propagation")
-        check_ranges(
-            self,
-            particles="[1, 10000]",
-            parallel="[1, 65536]",
-            collect="[1, 1000000]",
-            warmup="[1, 2000000000]",
-            capacity=f"[{self.parallel * self.collect}, 2000000000]",
-        )
+        super().__post_init__()
+        check_ranges(self, capacity=f"[{self.parallel * self.collect}, 2000000000]")
         if self.propagation != "mean" and self.particles % self.model.elites:
             raise UserError(
                 f"PETS.particles = {self.particles} cannot be shared equally among {self.model.elites} elites; "
@@ -165,7 +158,7 @@ class RandomShootingMPC(PETS):
     """The networks; the paper has one."""
     planner: MPC = MPC(search=RandomShooting(candidates=400), horizon=25)
     """The search for actions."""
-    particles: int = 1
+    particles: Annotated[int, "[1, 10000]"] = 1
     """Imagined futures per action sequence; a multiple of the model's elites."""
 
 

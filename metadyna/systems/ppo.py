@@ -12,7 +12,7 @@ reach the paper's results (Engstrom et al. 2020); advantages are standardised pe
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from metadyna.errors import UserError
 from metadyna.improve.ppo import PPO, OnPolicyBatch, PPOLearner, values
 from metadyna.nets.moments import Moments
 from metadyna.policies.gaussian import GaussianPolicy
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Average, Collected, Collector, Metrics, TimeStep, Transition, box_sizes
 
 
@@ -46,28 +46,29 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ProximalPolicyOptimisation:
+class ProximalPolicyOptimisation(Settings):
     """PPO: on-policy control by clipped surrogates (Schulman et al. 2017, arXiv 1707.06347)."""
 
     learner: PPO = PPO()
     """Networks and update."""
-    parallel: int = 1
+    parallel: Annotated[int, "[1, 65536]"] = 1
     """Copies of the environment."""
-    collect: int = 2_048
+    collect: Annotated[int, "[1, 1000000]"] = 2_048
     """Steps of every copy per iteration."""
-    discount: float = 0.99
+    discount: Annotated[float, "[0, 1]"] = 0.99
     """γ per step."""
-    gae_decay: float = 0.95
+    gae_decay: Annotated[float, "[0, 1]"] = 0.95
     """λ of the advantage estimate."""
 
     episode_names = ("episode",)
 
     def __post_init__(self) -> None:
-        check_ranges(self, parallel="[1, 65536]", collect="[1, 1000000]", discount="[0, 1]", gae_decay="[0, 1]")
-        if self.parallel * self.collect < self.learner.minibatches:
+        super().__post_init__()
+        # The advantage of a single row is standardised to 0, which moves nothing.
+        if self.parallel * self.collect < 2 * self.learner.minibatches:
             raise UserError(
-                f"PPO.minibatches = {self.learner.minibatches} is more than one iteration collects "
-                f"({self.parallel} × {self.collect}); lower it"
+                f"PPO.minibatches = {self.learner.minibatches} leaves less than 2 rows each of what one iteration "
+                f"collects ({self.parallel} × {self.collect}); lower it"
             )
 
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:

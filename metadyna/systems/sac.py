@@ -10,7 +10,7 @@ copies of the environment may run side by side. The mathematics is in `improve/s
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from metadyna.errors import UserError
 from metadyna.improve.repeat import repeat_updates
 from metadyna.improve.sac import SAC, SACLearner
 from metadyna.policies.squashed import Actor, perform, practise
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings
 from metadyna.types import Collected, Collector, Metrics, Transition, box_sizes
 
 
@@ -35,33 +35,26 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SoftActorCritic:
+class SoftActorCritic(Settings):
     """SAC: off-policy control of maximum entropy (Haarnoja et al. 2018, arXiv 1812.05905)."""
 
     learner: SAC = SAC()
     """Networks and update."""
-    parallel: int = 1
+    parallel: Annotated[int, "[1, 65536]"] = 1
     """Copies of the environment."""
-    collect: int = 1
+    collect: Annotated[int, "[1, 1000000]"] = 1
     """Steps of every copy per iteration."""
-    updates_per_step: int = 1
+    updates_per_step: Annotated[int, "[0, 1000]"] = 1
     """Updates per environment step, once warm."""
-    warmup: int = 1_000
+    warmup: Annotated[int, "[0, 2000000000]"] = 1_000
     """Environment steps of uniformly random actions, without updates."""
-    capacity: int = 1_000_000
+    capacity: Annotated[int, "[1, 2000000000]"] = 1_000_000
     """Transitions kept."""
 
     episode_names = ("episode",)
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            parallel="[1, 65536]",
-            collect="[1, 1000000]",
-            updates_per_step="[0, 1000]",
-            warmup="[0, 2000000000]",
-            capacity="[1, 2000000000]",
-        )
+        super().__post_init__()
         if self.parallel * self.collect > self.capacity:
             raise UserError(
                 f"SoftActorCritic.capacity = {self.capacity} is less than one iteration collects "

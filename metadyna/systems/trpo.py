@@ -9,7 +9,7 @@ The mathematics is in `improve/trpo.py` and `improve/on_policy.py`.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.on_policy import refit, trust_region_step, weigh
 from metadyna.improve.trpo import TRPO
 from metadyna.policies.gaussian import GaussianPolicy, perform, practise
-from metadyna.settings import check_ranges
+from metadyna.settings import Settings, Widths
 from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
 
 
@@ -33,35 +33,25 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrustRegionPolicyOptimisation:
+class TrustRegionPolicyOptimisation(Settings):
     """TRPO: on-policy control with a bound on every step (Schulman et al. 2015, arXiv 1502.05477)."""
 
     learner: TRPO = TRPO()
     """The step."""
-    widths: tuple[int, ...] = (32, 32)
+    widths: Widths = (32, 32)
     """Hidden layers of the policy, with tanh."""
-    log_std: float = 0.0
+    log_std: Annotated[float, "[-5, 2]"] = 0.0
     """Log standard deviation of a fresh policy."""
-    parallel: int = 10
+    parallel: Annotated[int, "[1, 65536]"] = 10
     """Copies of the environment."""
-    collect: int = 1_000
+    collect: Annotated[int, "[1, 1000000]"] = 1_000
     """Steps of every copy per iteration."""
-    discount: float = 0.99
+    discount: Annotated[float, "[0, 1]"] = 0.99
     """γ per step."""
-    gae_decay: float = 1.0
+    gae_decay: Annotated[float, "[0, 1]"] = 1.0
     """λ of the advantage estimate."""
 
     episode_names = ("episode",)
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            log_std="[-5, 2]",
-            parallel="[1, 65536]",
-            collect="[1, 1000000]",
-            discount="[0, 1]",
-            gae_decay="[0, 1]",
-        )
 
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw the policy and start the copies."""
