@@ -90,12 +90,26 @@ class EnvSpec:
     horizon: int
 
 
+def box(space: Space) -> Box:
+    """A space of vectors of floats; `UserError` for any other."""
+    if not isinstance(space, Box) or len(space.shape) != 1 or space.dtype != "float32":
+        raise UserError(f"this method needs vectors of floats, but the environment has {space}")
+    return space
+
+
 def box_sizes(spec: EnvSpec) -> tuple[int, int]:
     """Numbers observed and actions; `UserError` unless both spaces are boxes of one axis."""
-    for what, space in (("observation", spec.observation), ("action", spec.action)):
-        if not isinstance(space, Box) or len(space.shape) != 1 or space.dtype != "float32":
-            raise UserError(f"this method needs vectors of floats, but the environment's {what} is {space}")
-    return spec.observation.shape[0], spec.action.shape[0]
+    return box(spec.observation).shape[0], box(spec.action).shape[0]
+
+
+def problems(env: Any) -> "Problems":
+    """The environment, if its tasks are hidden problems with an instruction; `UserError` for any other."""
+    if not isinstance(env, Problems):
+        raise UserError(
+            f"this method needs hidden problems with an instruction that is shown, and {type(env).__name__} has none; "
+            "choose a city or a kitchen"
+        )
+    return env
 
 
 def num_actions(spec: EnvSpec) -> int:
@@ -338,6 +352,11 @@ class Problems(Protocol):
     """
 
     @property
+    def spec(self) -> EnvSpec:
+        """Spaces and horizon."""
+        ...
+
+    @property
     def num_problems(self) -> int:
         """How many there are."""
         ...
@@ -441,6 +460,14 @@ class Collector(Protocol):
         self, step: Callable[[State, Key[Array, ""]], tuple[State, PyTree]], state: State, keys: Key[Array, "times"]
     ) -> tuple[State, PyTree]:
         """Apply `step(state, key) -> (state, made)`, which may collect, once per key; stacks what was made."""
+        ...
+
+    def compute(self, function: Callable[..., Any], *arguments: PyTree, static: tuple = (), spend: bool = False) -> Any:
+        """Compile and call `function(*static, *arguments)`, which does not collect.
+
+        With `spend` the first argument is not needed any more: whoever made the collector has decided whether its
+        memory may then be used for the result.
+        """
         ...
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
+from metadyna.collect.compute import compiled
 from metadyna.collect.episodes import Seen, transition, unseen, where_rows
 from metadyna.types import (
     Act,
@@ -122,6 +124,10 @@ class DeviceCollector:
     ) -> tuple[State, PyTree]:
         """Apply `step(state, key) -> (state, made)` once per key; stacks what was made."""
         return lax.scan(step, state, keys)
+
+    def compute(self, function: Callable[..., Any], *arguments: PyTree, static: tuple = (), spend: bool = False) -> Any:
+        """Compile and call `function(*static, *arguments)`; within a compiled chunk, part of it."""
+        return compiled(function, len(static), donate=False)(*static, *arguments)
 
     def _restart(self, copies: Collected, keys: Key[Array, "B"]) -> Collected:
         """Begin the next episode of the copies that have ended theirs."""

@@ -31,6 +31,11 @@ def where_rows(chosen: Bool[Array, "B"], new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(jax.vmap(jnp.where), jax.tree.map(lambda _: chosen, new), new, old)
 
 
+def flat(lived: PyTree) -> PyTree:
+    """Steps [T, B, ...] as rows [T * B, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lived)
+
+
 def valid_steps(last: Bool[Array, "T *batch"]) -> Bool[Array, "T *batch"]:
     """Mark the steps of an episode up to and including the first `last`; the rest is padding."""
     ended = jnp.cumsum(last, axis=0)

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
+from metadyna.collect.compute import compiled
 from metadyna.collect.episodes import Seen, transition, unseen, where_rows
 from metadyna.types import (
     Act,
@@ -29,11 +31,15 @@ from metadyna.types import (
 
 @dataclass(frozen=True)
 class HostCollector:
-    """Steps B simulators; the same interface and the same meaning as `device.DeviceCollector`."""
+    """Steps B simulators; the same interface and the same meaning as `device.DeviceCollector`.
+
+    With `donate` what is spent on a computation is overwritten, so nobody else may hold it.
+    """
 
     env: HostEnv
     tasks: TaskDistribution
     watch: bool = False
+    donate: bool = False
 
     def episodes(
         self, act: Act, params: Params, carry: Carry, tasks: Task, key: PRNGKeyArray, before: Outcome | None = None
@@ -125,6 +131,10 @@ class HostCollector:
             state, new = step(state, key)
             made.append(new)
         return state, jax.tree.map(lambda *x: np.stack(x), *made)
+
+    def compute(self, function: Callable[..., Any], *arguments: PyTree, static: tuple = (), spend: bool = False) -> Any:
+        """Compile and call `function(*static, *arguments)`."""
+        return compiled(function, len(static), self.donate and spend)(*static, *arguments)
 
     def _transition(
         self, state: PyTree, before: TimeStep, action: PyTree, next_state: PyTree, after: TimeStep, extras: PyTree

@@ -22,6 +22,7 @@ from metadyna.envs.gridworld import (
     Action,
     GridTask,
     Position,
+    ProblemGrid,
     arrive,
     begin,
     look_up,
@@ -67,7 +68,7 @@ class CookingTables(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CookingGrid(Settings):
+class CookingGrid(ProblemGrid, Settings):
     """Settings of a kitchen, and the kitchen itself.
 
     Problem μ fills drawer i with digit i of μ in base `num_ingredients`, least significant first. The goal is an
@@ -117,9 +118,12 @@ class CookingGrid(Settings):
             observation=Discrete((self.width, self.height, NUM_STATUSES, *held)),
             action=Discrete((len(Action),)),
             horizon=self.horizon,
-            num_problems=self.num_problems,
-            instruction=Discrete((self.num_ingredients,) * 2),
         )
+
+    @property
+    def instruction_space(self) -> Discrete:
+        """An ordered pair of ingredients."""
+        return Discrete((self.num_ingredients,) * 2)
 
     @property
     def tables(self) -> CookingTables:

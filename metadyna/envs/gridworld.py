@@ -9,7 +9,7 @@ Quirks of the published code kept here:
 
 - the end-episode action charges the remaining steps, so that quitting never beats walking;
 - the last step of the horizon counts as a termination (`timeout_terminates`), so learners do not bootstrap there;
-- an exploration episode also ends on its own goal, which its policy cannot see (`Split.hidden_goal`);
+- an exploration episode also ends on its own goal, which its policy cannot see (`ProblemGrid.otherwise`);
 - riding a bus is possible from either end, and standing on a map does not show in the status;
 - statuses 2 and 3 are in the observation's table although no city holds such objects.
 
@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from metadyna.errors import UserError
 from metadyna.settings import Horizon, Settings
-from metadyna.types import Discrete, Env, EnvSpec, TimeStep
+from metadyna.types import Discrete, Env, EnvSpec, Problems, TimeStep
 
 Position = tuple[Annotated[int, "[0, 1023]"], Annotated[int, "[0, 1023]"]]
 
@@ -88,8 +88,28 @@ class CityTables(NamedTuple):
     is_goal: Bool[np.ndarray, " cells"]
 
 
+class ProblemGrid:
+    """What every grid says of its tasks (`types.Problems`)."""
+
+    instructions: Any
+    """The goals of every problem, [problems, goals, 2]."""
+
+    def problem(self, task: GridTask) -> Int[Array, "*batch"]:
+        """The hidden part of a task."""
+        return task.problem
+
+    def instruction(self, task: GridTask) -> Int[Array, "*batch 2"]:
+        """The goal, which is shown."""
+        return task.goal
+
+    def otherwise(self, task: GridTask, key: PRNGKeyArray) -> GridTask:
+        """Keep the problem, redraw the goal."""
+        index = jax.random.randint(key, (), 0, self.instructions.shape[1])
+        return GridTask(task.problem, look_up(self.instructions, task.problem, index))
+
+
 @dataclass(frozen=True)
-class CityGrid(Settings):
+class CityGrid(ProblemGrid, Settings):
     """Settings of a city, and the city itself.
 
     Bus j stops at `stops[j]` and goes to one of `far_ends` and back. Problem μ uses the (μ mod n!)-th permutation of
@@ -170,9 +190,12 @@ class CityGrid(Settings):
             observation=Discrete(sizes),
             action=Discrete((len(Action),)),
             horizon=self.horizon,
-            num_problems=self.num_problems,
-            instruction=Discrete((self.width, self.height)),
         )
+
+    @property
+    def instruction_space(self) -> Discrete:
+        """A corner."""
+        return Discrete((self.width, self.height))
 
     @property
     def tables(self) -> CityTables:
@@ -256,26 +279,12 @@ where the course shuffled the permutations anew in every process and split them 
 
 
 @runtime_checkable
-class Grid(Env, Protocol):
+class Grid(Env, Problems, Protocol):
     """A deterministic family with finitely many tasks and states: what splits and exact references rely on."""
 
     @property
     def instructions(self) -> np.ndarray:
         """The goals of every problem, [problems, goals, 2]."""
-        ...
-
-    @property
-    def observations(self) -> np.ndarray:
-        """Every distinct observation, [N, components]."""
-        ...
-
-    @property
-    def num_relevant(self) -> int:
-        """How many values `relevant` takes."""
-        ...
-
-    def relevant(self, problem: Any) -> Any:
-        """The part of a problem's number that decides how to act."""
         ...
 
     def all_states(self, time: Any) -> Any:
@@ -296,7 +305,7 @@ class Split(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        count = self.env.spec.num_problems or 0
+        count = self.env.num_problems
         if not self.problems or not 0 <= min(self.problems) <= max(self.problems) < count:
             raise UserError(f"a split needs problems from 0 to {count - 1}")
 
@@ -304,22 +313,13 @@ class Split(Settings):
         """Draw a problem and one of its goals."""
         k_problem, k_goal = jax.random.split(key)
         problem = jax.random.choice(k_problem, np.array(self.problems, np.int32))
-        return self._with_goal(problem, k_goal)
-
-    def hidden_goal(self, task: GridTask, key: PRNGKeyArray) -> GridTask:
-        """Keep the problem, redraw the goal: the goal that silently ends an exploration episode."""
-        return self._with_goal(task.problem, key)
+        return self.env.otherwise(GridTask(problem, jnp.zeros(2, jnp.int32)), k_goal)
 
     def enumerate(self) -> GridTask:
         """Every (problem, goal) once, stacked: problems ascending, goals in the published order."""
         problems = np.sort(np.array(self.problems, np.int32))
         goals = self.env.instructions[problems]
         return GridTask(jnp.asarray(np.repeat(problems, goals.shape[1])), jnp.asarray(goals.reshape(-1, 2), jnp.int32))
-
-    def _with_goal(self, problem: Int[Array, ""], key: PRNGKeyArray) -> GridTask:
-        goals = self.env.instructions
-        index = jax.random.randint(key, (), 0, goals.shape[1])
-        return GridTask(problem, look_up(goals, problem, index))
 
 
 def published_trial(split: Split, trial: int) -> tuple[GridTask, GridTask]:

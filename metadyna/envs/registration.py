@@ -25,7 +25,7 @@ class TaskEnv(gymnasium.Env):
 
     def __init__(self, task: str):
         self._family = envs.make(task)
-        self._env = self._family.env
+        self._env: Any = self._family.env
         spec = self._env.spec
         self.observation_space = _space(spec.observation)
         self.action_space = _action_space(spec.action)

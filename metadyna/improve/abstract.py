@@ -87,7 +87,7 @@ class AbstractLearning(Settings):
             if direction is not None and not any(direction):
                 raise UserError("AbstractLearning.directions holds one of length 0; None leaves an action alone")
 
-    def init(self, weights: Abstract) -> AbstractLearner:
+    def start(self, weights: Abstract) -> AbstractLearner:
         """Start with the frozen copy equal to the weights."""
         if self.directions is not None:
             self._check_directions(self.directions, weights)

@@ -1,6 +1,6 @@
 """What on-policy learners make of experience that was lived, or imagined, with the policy they improve."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,11 @@ from metadyna.collect.returns import gae, masked_mean, rewards_to_go, standardis
 from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.trpo import TRPO
 from metadyna.nets.inputs import Inputs
-from metadyna.policies.acting import Policy
+from metadyna.policies.acting import PolicyFn
 from metadyna.policies.distributions import Distribution
 from metadyna.types import Transition
+
+P = TypeVar("P", bound=PolicyFn)
 
 
 class Weighed(NamedTuple):
@@ -74,18 +76,18 @@ def refit(baseline: LinearBaseline, data: Weighed) -> LinearBaseline:
     return baseline.fit(obs, time, target, valid)
 
 
-def surrogate(policy: Policy, data: Weighed) -> Float[Array, ""]:
+def surrogate(policy: PolicyFn, data: Weighed) -> Float[Array, ""]:
     """E[π(a|s) / π_old(a|s) Â] over the valid steps, whose `extras` are log π_old. Schulman et al. 2015, eq. 14."""
     log_prob = log_probs(policy, data)
     return masked_mean(jnp.exp(log_prob - data.steps.extras) * data.advantage, data.valid)
 
 
-def log_likelihood(policy: Policy, data: Weighed) -> Float[Array, ""]:
+def log_likelihood(policy: PolicyFn, data: Weighed) -> Float[Array, ""]:
     """E[log π(a|s) Â]: the surrogate of REINFORCE, whose second derivative lacks the product of two scores."""
     return masked_mean(log_probs(policy, data) * data.advantage, data.valid)
 
 
-def dice(policy: Policy, data: Weighed, discount: float) -> Float[Array, ""]:
+def dice(policy: PolicyFn, data: Weighed, discount: float) -> Float[Array, ""]:
     """Mean of box_t r̃_t, box_t = exp(c_t − stop(c_t)), c_t = Σ_{t' ≤ t} log π: right in every derivative.
 
     Foerster et al. 2018, eq. 8.
@@ -103,26 +105,26 @@ def dice_worth(data: Weighed, discount: float) -> Float[Array, "T B"]:
     return standardise(reward - LinearBaseline.zero(Inputs()).fit(*rows)(unseen, data.time), data.valid)
 
 
-def trust_region_step(settings: TRPO, policy: Policy, data: Weighed) -> tuple[Policy, dict[str, Float[Array, ""]]]:
+def trust_region_step(settings: TRPO, policy: P, data: Weighed) -> tuple[P, dict[str, Float[Array, ""]]]:
     """One step of TRPO on experience that was lived with this policy."""
     old = over_steps(policy, data.steps.obs)
 
     def kl(new: Distribution) -> Array:
         return masked_mean(old.kl(new), data.valid)
 
-    def says(candidate: Policy) -> Distribution:
+    def says(candidate: P) -> Distribution:
         return over_steps(candidate, data.steps.obs)
 
     policy, metrics = settings.update(policy, lambda candidate: surrogate(candidate, data), kl, says)
     return policy, {**metrics, "entropy": masked_mean(old.entropy(), data.valid)}
 
 
-def over_steps(policy: Policy, obs: PyTree) -> Distribution:
+def over_steps(policy: PolicyFn, obs: PyTree) -> Distribution:
     """What a policy says at every one of [T, B] observations."""
     return jax.vmap(jax.vmap(policy))(obs)
 
 
-def log_probs(policy: Policy, data: Weighed) -> Float[Array, "T B"]:
+def log_probs(policy: PolicyFn, data: Weighed) -> Float[Array, "T B"]:
     """The log-density that a policy gives to what was done."""
     return over_steps(policy, data.steps.obs).log_prob(data.steps.action)
 

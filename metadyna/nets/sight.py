@@ -1,11 +1,12 @@
 """How an environment's observations reach an encoder of pictures."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from metadyna.errors import UserError
 from metadyna.nets.pictures import Encoder
@@ -16,6 +17,7 @@ Sight = Callable[[Encoder, Array], Array]
 """`see(encoder, obs [B, ...]) -> x [B, *abstract]`."""
 
 
+@cache
 def sight(env: Any) -> Sight:
     """The fastest way to encode a batch of observations: by tiles, through pictures, or as pictures already."""
     if isinstance(env, Tiled) and env.tiles.shape[1:] == (TILE, TILE):
@@ -35,8 +37,3 @@ def picture_shape(env: Any) -> tuple[int, ...]:
     if not isinstance(space, Box) or len(space.shape) != 2 or space.dtype != "float32":
         raise UserError(f"this method needs pictures [height, width] of floats, but the environment shows {space}")
     return space.shape
-
-
-def look(see: Sight, encoder: Encoder, obs: Array) -> Float[Array, "*abstract"]:
-    """Encode one observation."""
-    return see(encoder, obs[None])[0]

@@ -10,6 +10,8 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from metadyna.errors import UserError
+from metadyna.models.abstract import Abstract
+from metadyna.nets.sight import Sight
 from metadyna.planning.tree import TreeModel, at_a_time, planned_values
 from metadyna.policies.action_values import greedy_or_random
 from metadyna.settings import Settings
@@ -47,6 +49,16 @@ class TreeActing(Settings):
             for depth in self.depths
         ]
         return Trial.of(*episodes, names=tuple(f"depth {depth}" for depth in self.depths))
+
+
+@cache
+def look(see: Sight) -> Root:
+    """Expand an abstract model from what its encoder makes of the latest observation, remembering nothing."""
+
+    def root(model: Abstract, carry: Carry, timestep: TimeStep) -> tuple[Abstract, Float[Array, "*abstract"], Carry]:
+        return model, see(model.encoder, timestep.obs[None])[0], carry
+
+    return root
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from metadyna.collect.windows import History, remember
 from metadyna.search import Score, maximise
@@ -88,7 +88,7 @@ class Outlook(Protocol):
 
 def at_first(planner: MPC, action: Box, history: History, batch: int) -> Planning:
     """The memory [B] with which episodes begin; `history` is that of one copy that has lived nothing yet."""
-    one = Planning(planner.init(action.shape, -1.0, 1.0), history)
+    one = Planning(planner.init(action.shape, action.low, action.high), history)
     return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], batch, axis=0), one)
 
 
@@ -96,20 +96,25 @@ def at_first(planner: MPC, action: Box, history: History, batch: int) -> Plannin
 def acting(planner: MPC, outlook: Outlook, action: Box) -> Act:
     """Act by planning; the same function for the same three, so that it compiles once.
 
+    `params` are those of the outlook, and whether to take any action instead, as before there is a model to plan in.
     The plan starts anew with every episode. What is remembered of the past is as long as the window in the carry.
     """
 
     def act(
-        params: Params, carry: Planning, timestep: TimeStep, key: PRNGKeyArray
+        params: tuple[Params, Bool[Array, ""]], carry: Planning, timestep: TimeStep, key: PRNGKeyArray
     ) -> tuple[Array, Planning, tuple[()]]:
-        fresh = planner.init(action.shape, -1.0, 1.0)
+        known, guesses = params
+        fresh = planner.init(action.shape, action.low, action.high)
         plan = jax.tree.map(lambda new, old: jnp.where(timestep.first, new, old), fresh, carry.plan)
         history = remember(carry.history, timestep)
 
-        def score(sequences: PyTree, key: PRNGKeyArray) -> Array:
-            return outlook(params, history, sequences, key)
+        def guess(plan: Plan) -> tuple[Array, Plan]:
+            return jax.random.uniform(key, action.shape, minval=action.low, maxval=action.high), plan
 
-        chosen, plan = planner.plan(score, plan, key)
+        def decide(plan: Plan) -> tuple[Array, Plan]:
+            return planner.plan(lambda sequences, key: outlook(known, history, sequences, key), plan, key)
+
+        chosen, plan = jax.lax.cond(guesses, guess, decide, plan)
         return chosen, Planning(plan, history), ()
 
     return act

@@ -9,25 +9,26 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from metadyna.policies.distributions import Distribution
 from metadyna.types import Carry, TimeStep
 
-Policy = Callable[[PyTree], Distribution]
+PolicyFn = Callable[[PyTree], Distribution]
+"""A policy: from one observation to a distribution over actions."""
 
 
 def practise(
-    policy: Policy, carry: Carry, timestep: TimeStep, key: PRNGKeyArray
+    policy: PolicyFn, carry: Carry, timestep: TimeStep, key: PRNGKeyArray
 ) -> tuple[Array, Carry, Float[Array, ""]]:
     """Draw an action; its log-density is noted."""
     action, log_prob = policy(timestep.obs).sample_with_log_prob(key)
     return action, carry, log_prob
 
 
-def perform(policy: Policy, carry: Carry, timestep: TimeStep, key: PRNGKeyArray) -> tuple[Array, Carry, tuple[()]]:
+def perform(policy: PolicyFn, carry: Carry, timestep: TimeStep, key: PRNGKeyArray) -> tuple[Array, Carry, tuple[()]]:
     """Take the most likely action."""
     del key
     return policy(timestep.obs).mode(), carry, ()
 
 
 def practise_or_guess(
-    params: tuple[Policy, Bool[Array, ""]], carry: Carry, timestep: TimeStep, key: PRNGKeyArray
+    params: tuple[PolicyFn, Bool[Array, ""]], carry: Carry, timestep: TimeStep, key: PRNGKeyArray
 ) -> tuple[Float[Array, "actions"], Carry, tuple[()]]:
     """Draw an action of the policy, or, while it says so, any in [-1, 1]."""
     policy, guess = params

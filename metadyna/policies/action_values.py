@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from metadyna.nets.distinct import Distinct, embed_distinct
 from metadyna.nets.layers import MLP, DiscreteEncoder, Dueling, Embedding, Linear
 from metadyna.nets.recurrent import LSTM, LSTMState
-from metadyna.types import EnvSpec, sizes
+from metadyna.types import Discrete, EnvSpec, sizes
 
 
 class ExplorePolicy(eqx.Module):
@@ -72,12 +72,12 @@ class RecurrentPolicy(eqx.Module):
     values: Dueling
 
     @staticmethod
-    def create(spec: EnvSpec, context: int, key: PRNGKeyArray) -> "RecurrentPolicy":
+    def create(spec: EnvSpec, instruction: Discrete, context: int, key: PRNGKeyArray) -> "RecurrentPolicy":
         """Sizes after the reference implementation."""
         k_state, k_instruction, k_mix, k_lstm, k_trunk, k_values = jax.random.split(key, 6)
         return RecurrentPolicy(
             DiscreteEncoder.create(sizes(spec.observation), 64, k_state),
-            DiscreteEncoder.create(sizes(spec.instruction), 64, k_instruction),
+            DiscreteEncoder.create(instruction.sizes, 64, k_instruction),
             Linear.create(64 + 64, 64, k_mix),
             LSTM.create(64, 64, k_lstm),
             MLP.create((64 + context, 256, 64), k_trunk),
@@ -124,12 +124,12 @@ class FeedForwardPolicy(eqx.Module):
     values: Dueling
 
     @staticmethod
-    def create(spec: EnvSpec, context: int, key: PRNGKeyArray) -> "FeedForwardPolicy":
+    def create(spec: EnvSpec, instruction: Discrete, context: int, key: PRNGKeyArray) -> "FeedForwardPolicy":
         """Sizes after the reference implementation's first release."""
         k_state, k_instruction, k_trunk, k_values = jax.random.split(key, 4)
         return FeedForwardPolicy(
             DiscreteEncoder.create(sizes(spec.observation), 64, k_state),
-            DiscreteEncoder.create(sizes(spec.instruction), 64, k_instruction),
+            DiscreteEncoder.create(instruction.sizes, 64, k_instruction),
             MLP.create((64 + 64 + context, 256, 64), k_trunk),
             Dueling.create(64, sizes(spec.action)[0], k_values),
         )

@@ -56,13 +56,19 @@ Policy = GaussianPolicy | CategoricalPolicy
 
 
 def create(
-    spec: EnvSpec, widths: tuple[int, ...], key: PRNGKeyArray, log_std: float = 0.0, activation: Activation = "tanh"
+    spec: EnvSpec,
+    widths: tuple[int, ...],
+    key: PRNGKeyArray,
+    log_std: float = 0.0,
+    activation: Activation = "tanh",
+    read: Inputs | None = None,
 ) -> Policy:
     """A fresh policy for the spaces of an environment, with hidden layers of some widths.
 
-    The last layer is drawn 100 times smaller, so that means and logits begin near 0.
+    It reads observations, or something of them if `read` is given. The last layer is drawn 100 times smaller, so that
+    means and logits begin near 0.
     """
-    inputs, outputs = Inputs.of(spec.observation), num_outputs(spec.action)
+    inputs, outputs = Inputs.of(spec.observation) if read is None else read, num_outputs(spec.action)
     mlp = MLP.create((inputs.width, *widths, outputs), key, _ACTIVATIONS[activation])
     last = Linear(mlp.layers[-1].weight * 0.01, mlp.layers[-1].bias * 0)
     mlp = MLP((*mlp.layers[:-1], last), mlp.activation)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from metadyna.nets.layers import MLP
 from metadyna.policies.distributions import Normal, TanhNormal, bend
+from metadyna.settings import Settings, Widths
 
 LOG_STD_RANGE = (-20.0, 2.0)
 

@@ -23,7 +23,7 @@ plays whole episodes of a fixed list of tasks.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,10 @@ from metadyna.data.source import Gathering
 from metadyna.improve.abstract import AbstractLearner, AbstractLearning
 from metadyna.improve.repeat import repeat_updates
 from metadyna.models.abstract import Abstract, Spatial, Vector
-from metadyna.nets.sight import picture_shape, sight
-from metadyna.planning.act import TreeActing
+from metadyna.nets.sight import Sight, picture_shape, sight
+from metadyna.planning.acting import TreeActing, look
 from metadyna.settings import Settings
-from metadyna.types import Collector, Metrics, Transition, num_actions
+from metadyna.types import Collector, Metrics, Task, Transition, Trial, num_actions
 
 
 class State(NamedTuple):
@@ -65,27 +65,15 @@ class CRAR(Settings):
     updates: Annotated[int, "[1, 1000000]"] = 50
     """Updates per iteration."""
 
-    @property
-    def episode_names(self) -> tuple[str, ...]:
-        """The depths at which the episodes of `trial` are planned."""
-        return self.acting.names
-
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw the networks and gather the data."""
         k_model, k_data = jax.random.split(key)
         model = self.form.create(picture_shape(collector.env), num_actions(collector.env.spec), k_model)
-        return State(self.learning.init(model), self.data.load(collector, k_data))
+        return State(self.learning.start(model), self.data.load(collector, k_data))
 
     def iterate(self, state: State, collector: Collector, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Some updates."""
-        see = sight(collector.env)
-
-        def update(learner: AbstractLearner, key: PRNGKeyArray) -> tuple[AbstractLearner, dict[str, Array]]:
-            batch = replay.sample(replay.full(state.data), key, self.learning.batch)
-            return self.learning.update(learner, batch, see)
-
-        learner, metrics = repeat_updates(update, state.learner, jnp.int32(self.updates), key)
-        return state._replace(learner=learner), {f"train/{name}": value for name, value in metrics.items()}
+        return collector.compute(self._improve, state, key, static=(sight(collector.env),), spend=True)
 
     def params(self, state: State) -> Abstract:
         """The weights that act."""
@@ -95,6 +83,16 @@ class CRAR(Settings):
         """Updates so far."""
         return state.learner.updates
 
-    def trial(self, params: Abstract, collector: Collector, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
+    def trial(self, params: Abstract, collector: Collector, tasks: Task, key: PRNGKeyArray) -> Trial:
         """An episode of every task at each planning depth."""
-        return self.acting.trial(params, collector, tasks, key)
+        return self.acting.trial(look(sight(collector.env)), params, (), collector, tasks, key)
+
+    def _improve(self, see: Sight, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        """Updates on batches of the data."""
+
+        def update(learner: AbstractLearner, key: PRNGKeyArray) -> tuple[AbstractLearner, dict[str, Array]]:
+            batch = replay.sample(replay.full(state.data), key, self.learning.batch)
+            return self.learning.update(learner, batch, see)
+
+        learner, metrics = repeat_updates(update, state.learner, jnp.int32(self.updates), key)
+        return state._replace(learner=learner), {f"train/{name}": value for name, value in metrics.items()}

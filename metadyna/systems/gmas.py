@@ -34,11 +34,11 @@ from metadyna.improve.repeat import repeat_updates
 from metadyna.improve.slopes import Distance, distance, slope_loss
 from metadyna.models.abstract import Abstract, Spatial, SpatialHead, Vector, with_action
 from metadyna.nets.layers import MLP, glorot
-from metadyna.nets.sight import picture_shape, sight
-from metadyna.planning.act import TreeActing
+from metadyna.nets.sight import Sight, picture_shape, sight
+from metadyna.planning.acting import TreeActing, look
 from metadyna.planning.tree import at_a_time, depth_values
 from metadyna.settings import Settings
-from metadyna.types import Collector, Metrics, Transition, num_actions
+from metadyna.types import Collector, Metrics, Task, Transition, Trial, num_actions
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,6 @@ class GMAS(Settings):
         if isinstance(self.weighting, ModelError) and self.depth == 0:
             raise UserError("GMAS.weighting by the model's error needs GMAS.depth of 1 or more")
 
-    @property
-    def episode_names(self) -> tuple[str, ...]:
-        """The depths at which the episodes of `trial` are planned."""
-        return self.acting.names
-
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw the networks and gather the data."""
         k_model, k_data = jax.random.split(key)  # as CRAR does: runs of one seed differ in nothing else
@@ -144,16 +139,31 @@ class GMAS(Settings):
         model = self.form.create(shape, actions, k_model)
         data = self.data.load(collector, k_data)
         if not isinstance(self.weighting, ModelError):
-            return State(self.learning.init(model), None, data)
+            return State(self.learning.start(model), None, data)
         x = jax.eval_shape(model.encoder, jax.ShapeDtypeStruct(shape, jnp.float32))
         judge = glorot(self.form.judge(x.shape, actions, self.depth), jax.random.fold_in(k_model, 0))
         weights = Foreseen(judge, actions)
         tree: Any = weights
-        return State(self.learning.init(model), Errors(weights, _rmsprop(self.weighting).init(tree)), data)
+        return State(self.learning.start(model), Errors(weights, _rmsprop(self.weighting).init(tree)), data)
 
     def iterate(self, state: State, collector: Collector, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Some updates."""
-        see = sight(collector.env)
+        return collector.compute(self._improve, state, key, static=(sight(collector.env),), spend=True)
+
+    def params(self, state: State) -> Abstract:
+        """The weights that act."""
+        return state.learner.weights
+
+    def steps(self, state: State) -> Int[Array, ""]:
+        """Updates so far."""
+        return state.learner.updates
+
+    def trial(self, params: Abstract, collector: Collector, tasks: Task, key: PRNGKeyArray) -> Trial:
+        """An episode of every task at each planning depth."""
+        return self.acting.trial(look(sight(collector.env)), params, (), collector, tasks, key)
+
+    def _improve(self, see: Sight, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        """Updates on batches of the data."""
 
         def update(
             learned: tuple[AbstractLearner, Errors | None], key: PRNGKeyArray
@@ -176,18 +186,6 @@ class GMAS(Settings):
         learned = state.learner, state.errors
         (learner, errors), metrics = repeat_updates(update, learned, jnp.int32(self.updates), key)
         return State(learner, errors, state.data), {f"train/{name}": value for name, value in metrics.items()}
-
-    def params(self, state: State) -> Abstract:
-        """The weights that act."""
-        return state.learner.weights
-
-    def steps(self, state: State) -> Int[Array, ""]:
-        """Updates so far."""
-        return state.learner.updates
-
-    def trial(self, params: Abstract, collector: Collector, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
-        """An episode of every task at each planning depth."""
-        return self.acting.trial(params, collector, tasks, key)
 
     # -------------------------------------------------------------------------------------------- matching
 

@@ -9,7 +9,7 @@
             θ ← a step of TRPO on mean_j Jⱼ(θ'ⱼ(θ)), differentiated through the inner step
         θ'ⱼ ← θ + α ∇Jⱼ(θ), to live with next
 
-Names: M `tasks`, K `model.members`, N `episodes`, α `learner.inner.rate`. The environment's reward and end are known.
+Names: M `tasks`, K `model.members`, N `episodes`, α `outer.inner.rate`. The environment's reward and end are known.
 
 Differences from the authors' code: the policies that collect are adapted from the latest θ, not from the one before
 its last step. Nothing is learnt before the random steps are over. Imagined episodes are cut where they end, and not
@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from metadyna.adapt.gradient import GradientSteps, Meta
 from metadyna.collect import replay
@@ -37,13 +37,14 @@ from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.improve.repeat import repeat_updates
 from metadyna.models import fit as fits
 from metadyna.models.bounded import Nearby, Scaled
-from metadyna.models.fit import Fit, FitState
+from metadyna.models.fit import Fit, FitState, Rows
 from metadyna.models.gaussian import GaussianEnsemble
-from metadyna.models.imagine import WorldModel, branch
-from metadyna.models.world import known_world
-from metadyna.policies.gaussian import GaussianPolicy, perform, practise
+from metadyna.models.imagine import branch
+from metadyna.models.worlds import Meaning, known_world
+from metadyna.policies.acting import perform, practise, practise_or_guess
+from metadyna.policies.direct import Policy, create
 from metadyna.settings import Settings, Widths, check_ranges
-from metadyna.types import Average, Collector, Metrics, TimeStep, Transition, box_sizes
+from metadyna.types import Average, Collector, Metrics, Task, Transition, Trial, box_sizes
 
 
 class State(NamedTuple):
@@ -52,32 +53,25 @@ class State(NamedTuple):
     meta: Meta
     optimiser: optax.OptState
     model: FitState
-    policies: GaussianPolicy
+    policies: Policy
     real: replay.Ring
     starts: replay.Ring
     steps: Int[Array, ""]
 
 
-class Learner(NamedTuple):
+class Adapting(NamedTuple):
     """What meta-learning changes."""
 
     meta: Meta
     optimiser: optax.OptState
-    policies: GaussianPolicy
-
-
-class Explorer(NamedTuple):
-    """A policy to live with, or random actions."""
-
-    policy: GaussianPolicy
-    random: Bool[Array, "*tasks"]
+    policies: Policy
 
 
 @dataclass(frozen=True)
 class MBMPO(Settings):
     """MB-MPO: a policy that adapts to every model of an ensemble, and so to reality (Clavera et al. 2018)."""
 
-    learner: MetaTRPO | MetaPPO = MetaTRPO(GradientSteps(rate=1e-3))
+    outer: MetaTRPO | MetaPPO = MetaTRPO(GradientSteps(rate=1e-3))
     """The adaptation and the outer step."""
     model: GaussianEnsemble = GaussianEnsemble(
         members=5, elites=5, widths=(512, 512), activation="relu", probabilistic=False,
@@ -111,8 +105,6 @@ class MBMPO(Settings):
     capacity: Annotated[int, "[1, 2000000000]"] = 100_000
     """Real transitions kept."""
 
-    episode_names = ("episode",)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, capacity=f"[{self.tasks * self.collect}, 2000000000]")
@@ -133,18 +125,18 @@ class MBMPO(Settings):
         observed, actions = box_sizes(collector.env.spec)
         known_world(collector.env)  # complains of an environment whose reward is not known
         example = replay.transition_shapes(collector.env.spec)
-        meta = self.learner.inner.start(GaussianPolicy.create(observed, actions, self.widths, k_policy, self.log_std))
+        meta = self.outer.inner.start(create(collector.env.spec, self.widths, k_policy, self.log_std))
         return State(
             meta,
-            self.learner.init(meta),
-            fits.init(self.model, observed + actions, observed, k_model),
-            jax.tree.map(jnp.copy, self.learner.copies(meta, self.tasks)),
+            self.outer.start(meta),
+            fits.start(self.model, self.model.create(observed + actions, observed, k_model)),
+            jax.tree.map(jnp.copy, self.outer.copies(meta, self.tasks)),
             replay.init(example, self.capacity),
             replay.init(example.obs, self.capacity),
             jnp.int32(0),
         )
 
-    def params(self, state: State) -> GaussianPolicy:
+    def params(self, state: State) -> Policy:
         """The weights that act."""
         return state.meta.weights
 
@@ -156,21 +148,18 @@ class MBMPO(Settings):
         """Live with the adapted policies, fit the models, and learn to adapt to them."""
         k_tasks, k_env, k_fit, k_meta = jax.random.split(key, 4)
         tasks = jax.vmap(collector.tasks.sample)(jax.random.split(k_tasks, self.tasks))
-        explorers = Explorer(state.policies, jnp.full(self.tasks, state.steps < self.warmup))
-        lived = collector.episodes_of_each(explore, explorers, tasks, self.collect, k_env)
+        explorers = state.policies, jnp.full(self.tasks, state.steps < self.warmup)
+        lived = collector.episodes_of_each(practise_or_guess, explorers, (), tasks, self.collect, k_env).episodes
         world = known_world(collector.env)
-        state, fitted = self._learn(world, state, lived, k_fit)
-        state, trained = self._meta_learn(world, state, k_meta)
+        state, fitted = collector.compute(self._learn, state, lived, k_fit, static=(world,), spend=True)
+        state, trained = collector.compute(self._meta_learn, state, k_meta, static=(world,), spend=True)
         return state, {**fitted, **trained}
 
-    def trial(
-        self, params: GaussianPolicy, collector: Collector, tasks: Any, key: PRNGKeyArray
-    ) -> tuple[Transition, ...]:
+    def trial(self, params: Policy, collector: Collector, tasks: Task, key: PRNGKeyArray) -> Trial:
         """One episode of each task with the initial policy's mean action."""
-        return (collector.episodes(perform, params, (), tasks, key),)
+        return Trial.of(collector.episodes(perform, params, (), tasks, key).episodes)
 
-    @partial(jax.jit, static_argnums=(0, 1))
-    def _learn(self, world: WorldModel, state: State, lived: Transition, key: PRNGKeyArray) -> tuple[State, Metrics]:
+    def _learn(self, world: Meaning, state: State, lived: Transition, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Store what was lived, episodes [T, M, collect], and fit the models to all of it."""
         valid = valid_steps(lived.last)
         flat, chosen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), (lived._replace(extras=()), valid))
@@ -190,60 +179,58 @@ class MBMPO(Settings):
         return (state.steps >= self.warmup).astype(jnp.int32)
 
     def _fit(
-        self, world: WorldModel, state: State, model: FitState, key: PRNGKeyArray
+        self, world: Meaning, state: State, model: FitState, key: PRNGKeyArray
     ) -> tuple[FitState, dict[str, Array]]:
         """Fit the models to all that was lived."""
-        examples, count = world.examples(state.real.items), replay.size(state.real)
-        return fits.fit(self.fit, self.model, model, *examples, count, key)
+        return fits.fit(self.fit, self.model, model, Rows(state.real, world.examples), key)
 
-    @partial(jax.jit, static_argnums=(0, 1))
-    def _meta_learn(self, world: WorldModel, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
+    def _meta_learn(self, world: Meaning, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Meta-steps in the models, and the policies to live with next."""
-        inner, learner = self.learner.inner, self.learner
+        inner, outer = self.outer.inner, self.outer
 
-        def imagine(policies: GaussianPolicy, key: PRNGKeyArray) -> Transition:
+        def imagine(policies: Policy, key: PRNGKeyArray) -> Transition:
             """Episodes of every task [H, M, N], each in its own model."""
             k_starts, k_made = jax.random.split(key)
             known = state.starts if self.starts == "first" else state.real._replace(items=state.real.items.obs)
             starts = replay.sample(known, k_starts, self.tasks * self.episodes)
             starts = starts.reshape(self.tasks, self.episodes, -1)
 
-            def of_task(policy: GaussianPolicy, member: Array, starts: Array, key: Array) -> Transition:
+            def of_task(policy: Policy, member: Array, starts: Array, key: Array) -> Transition:
                 only = Nearby(state.model.ensemble.only(member), self.reach)
-                return branch(world, only, practise, policy, starts, self.horizon, key)
+                return branch(world.world(only), practise, policy, starts, self.horizon, key)
 
             keys = jax.random.split(k_made, self.tasks)
             return jax.vmap(of_task, out_axes=1)(policies, self.models, starts, keys)
 
-        def adapted(meta: Meta, keys: Key[Array, "rounds"]) -> tuple[list[Any], list[Float[Array, ""]], GaussianPolicy]:
+        def adapted(meta: Meta, keys: Key[Array, "rounds"]) -> tuple[list[Any], list[Float[Array, ""]], Policy]:
             """The rounds lived by θ⁰, θ¹, … as far as there are keys, their returns, and the last policies."""
-            policies, rounds, returns = learner.copies(meta, self.tasks), [], []
+            policies, rounds, returns = outer.copies(meta, self.tasks), [], []
             for number, k_round in enumerate(keys):
                 made = imagine(policies, k_round)
-                rounds.append(learner.weigh(made))
+                rounds.append(outer.weigh(made, state.policies.inputs))
                 returns.append(jnp.mean(episode_returns(made)))
                 if number < inner.steps:
-                    policies = learner.adapt(meta, policies, rounds[-1], number)
+                    policies = outer.adapt(meta, policies, rounds[-1], number)
             return rounds, returns, policies
 
         def meta_step(at: tuple[Meta, Any], key: PRNGKeyArray) -> tuple[tuple[Meta, Any], dict[str, Array]]:
             rounds, returns, _ = adapted(at[0], jax.random.split(key, inner.steps + 1))
-            meta, optimiser, told = learner.step(*at, tuple(rounds))
+            meta, optimiser, told = outer.update(*at, tuple(rounds))
             told["imagined_return"], told["adaptation_gain"] = returns[0], returns[-1] - returns[0]
             return (meta, optimiser), told
 
-        def learn(at: Learner, key: PRNGKeyArray) -> tuple[Learner, dict[str, Array]]:
+        def learn(at: Adapting, key: PRNGKeyArray) -> tuple[Adapting, dict[str, Array]]:
             k_steps, k_live = jax.random.split(key)
             start = at.meta, at.optimiser
             (meta, optimiser), told = jax.lax.scan(meta_step, start, jax.random.split(k_steps, self.meta_steps))
             _, returns, policies = adapted(meta, jax.random.split(k_live, max(1, inner.steps)))
             if not self.adapted_collection:
-                policies = learner.copies(meta, self.tasks)
+                policies = outer.copies(meta, self.tasks)
             means = {name: jnp.mean(values) for name, values in told.items()}
             worst = {"largest_kl": jnp.max(told["kl"])} if "kl" in told else {}
-            return Learner(meta, optimiser, policies), {**means, **worst, "promised_return": returns[0]}
+            return Adapting(meta, optimiser, policies), {**means, **worst, "promised_return": returns[0]}
 
-        start = Learner(state.meta, state.optimiser, state.policies)
+        start = Adapting(state.meta, state.optimiser, state.policies)
         (meta, optimiser, policies), told = repeat_updates(learn, start, self._due(state), key)
         state = state._replace(meta=meta, optimiser=optimiser, policies=policies)
         return state, {f"train/{name}": values for name, values in told.items()}
@@ -255,13 +242,3 @@ def _relative_error(
     """Mean squared error of every row, in deviations of the data that the models were fitted to."""
     predicted = ensemble.sample(jnp.broadcast_to(inputs, (ensemble.num_members, *inputs.shape)), None)
     return jnp.mean(((predicted - targets[None]) / ensemble.target_scale.std[None, None]) ** 2, axis=(0, 2))
-
-
-def explore(
-    explorer: Explorer, carry: tuple[()], timestep: TimeStep, key: PRNGKeyArray
-) -> tuple[Array, tuple[()], tuple[()]]:
-    """Draw an action of the policy, or any."""
-    # Only one of the two is taken, so they may share the key.
-    action, carry, _ = practise(explorer.policy, carry, timestep, key)
-    anything = jax.random.uniform(key, action.shape, minval=-1, maxval=1)
-    return jnp.where(explorer.random, anything, action), carry, ()

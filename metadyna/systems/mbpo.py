@@ -15,25 +15,26 @@ leaves no rows; the share of real rows is exact in every batch.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from metadyna.collect import replay
+from metadyna.collect.episodes import flat
 from metadyna.errors import UserError
 from metadyna.improve.repeat import repeat_updates
 from metadyna.improve.sac import SAC, SACLearner
 from metadyna.models import fit as fits
-from metadyna.models.fit import Fit, FitState
+from metadyna.models.fit import Fit, FitState, Rows
 from metadyna.models.gaussian import GaussianEnsemble
-from metadyna.models.imagine import WorldModel, branch
-from metadyna.models.world import learnt_world
-from metadyna.policies.squashed import Actor, perform, practise
+from metadyna.models.imagine import branch
+from metadyna.models.worlds import Meaning, World, learnt_world
+from metadyna.policies.acting import perform, practise, practise_or_guess
+from metadyna.policies.squashed import ActorCritic, SquashedPolicy
 from metadyna.settings import Settings, check_ranges
-from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
+from metadyna.types import Collected, Collector, Metrics, Task, Transition, Trial, box_sizes
 
 
 class State(NamedTuple):
@@ -47,16 +48,24 @@ class State(NamedTuple):
     steps: Int[Array, ""]
 
 
-Walk = tuple[replay.Ring, Float[Array, "n obs"], Bool[Array, "n"], Float[Array, ""]]
-"""Imagined rows, where the branches are, which of them go on, and the rewards so far."""
+class Walk(NamedTuple):
+    """Imagined rows, where the branches are, which of them go on, and rows and rewards so far."""
+
+    ring: replay.Ring
+    obs: Float[Array, "n obs"]
+    alive: Bool[Array, "n"]
+    rows: Int[Array, ""]
+    rewards: Float[Array, ""]
 
 
 @dataclass(frozen=True)
 class MBPO(Settings):
     """MBPO: a policy trained on short imagined branches from real states (Janner et al. 2019, arXiv 1906.08253)."""
 
-    learner: SAC = SAC()
-    """The policy's networks and update."""
+    networks: ActorCritic = ActorCritic()
+    """The policy and its critics."""
+    sac: SAC = SAC()
+    """How they are improved."""
     model: GaussianEnsemble = GaussianEnsemble()
     """The networks of the model."""
     fit: Fit = Fit(max_updates=5_000)
@@ -84,8 +93,6 @@ class MBPO(Settings):
     capacity: Annotated[int, "[1, 2000000000]"] = 1_000_000
     """Real transitions kept."""
 
-    episode_names = ("episode",)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(
@@ -102,20 +109,20 @@ class MBPO(Settings):
 
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw all networks, start the environment, make room."""
-        k_learner, k_model, k_env = jax.random.split(key, 3)
+        k_networks, k_model, k_env = jax.random.split(key, 3)
         observed, actions = box_sizes(collector.env.spec)
         example = replay.transition_shapes(collector.env.spec)
         learnt_world(collector.env)  # complains of an environment that does not say when it ends
         return State(
-            self.learner.init(observed, actions, k_learner),
-            fits.init(self.model, observed + actions, observed + 1, k_model),
+            self.sac.start(*self.networks.create(observed, actions, k_networks)),
+            fits.start(self.model, self.model.create(observed + actions, observed + 1, k_model)),
             replay.init(example, self.capacity),
             replay.init(example, self.retain * self.refresh * self.branches * self.horizon_end),
             collector.begin((), 1, k_env),
             jnp.int32(0),
         )
 
-    def params(self, state: State) -> Actor:
+    def params(self, state: State) -> SquashedPolicy:
         """The weights that act."""
         return state.learner.actor
 
@@ -126,25 +133,24 @@ class MBPO(Settings):
     def iterate(self, state: State, collector: Collector, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Fit the model, imagine, and live `refresh` steps with updates after each."""
         k_refresh, k_live = jax.random.split(key)
-        world = learnt_world(collector.env)
-        model, imagined, metrics = self._refresh(world, state, k_refresh)
-        state = state._replace(model=model, imagined=imagined)
+        world, env = learnt_world(collector.env), state.env
+        state, metrics = collector.compute(
+            self._refresh, state._replace(env=()), k_refresh, static=(world,), spend=True
+        )
 
         def live(state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
             k_env, k_learn = jax.random.split(key)
             acting = state.learner.actor, state.steps < self.warmup
-            env, lived = collector.collect(practise, acting, state.env, k_env, 1)
-            changed = self._improve(state.learner, state.real, state.imagined, lived, state.steps, k_learn)
-            learner, real, steps, metrics = changed
-            state = state._replace(learner=learner, real=real, env=env, steps=steps)
-            return state, {**env.finished, **metrics}
+            env, lived = collector.collect(practise_or_guess, acting, state.env, k_env, 1)
+            state, metrics = collector.compute(self._improve, state._replace(env=()), lived, k_learn, spend=True)
+            return state._replace(env=env), {**env.finished, **metrics}
 
-        state, lived = collector.repeat(live, state, jax.random.split(k_live, self.refresh))
-        return state, {**metrics, **lived}
+        state, lived = collector.scan(live, state._replace(env=env), jax.random.split(k_live, self.refresh))
+        return state, {**metrics, **jax.tree.map(lambda x: x.sum(axis=0), lived)}
 
-    def trial(self, params: Actor, collector: Collector, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
+    def trial(self, params: SquashedPolicy, collector: Collector, tasks: Task, key: PRNGKeyArray) -> Trial:
         """One greedy episode of each task."""
-        return (collector.episodes(perform, params, (), tasks, key),)
+        return Trial.of(collector.episodes(perform, params, (), tasks, key).episodes)
 
     def horizon(self, steps: Int[Array, ""] | int) -> Int[Array, ""]:
         """k after so many environment steps: grows linearly, rounded down (code jannerm/mbpo)."""
@@ -152,70 +158,66 @@ class MBPO(Settings):
         grown = self.horizon_start + jnp.clip(share, 0, 1) * (self.horizon_end - self.horizon_start)
         return jnp.floor(grown + 1e-4).astype(jnp.int32)
 
-    @partial(jax.jit, static_argnums=(0, 1))
-    def _refresh(self, world: WorldModel, state: State, key: PRNGKeyArray) -> tuple[FitState, replay.Ring, Metrics]:
+    def _refresh(self, world: Meaning, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Fit the model and imagine branches, once there is enough that was lived."""
-        k_fit, k_start, k_branch = jax.random.split(key, 3)
 
-        def refresh() -> tuple[FitState, replay.Ring, dict[str, Array]]:
-            examples, count = world.examples(state.real.items), replay.size(state.real)
-            model, metrics = fits.fit(self.fit, self.model, state.model, *examples, count, k_fit)
+        def refresh(
+            at: tuple[FitState, replay.Ring], key: PRNGKeyArray
+        ) -> tuple[tuple[FitState, replay.Ring], dict[str, Array]]:
+            k_fit, k_start, k_branch = jax.random.split(key, 3)
+            model, told = fits.fit(self.fit, self.model, at[0], Rows(state.real, world.examples), k_fit)
             starts = replay.sample(state.real, k_start, self.branches * self.refresh).obs
-            imagined, rewards = self._imagine(world, model, state, starts, k_branch)
-            metrics = {**metrics, "model/imagined_reward": rewards, "model/horizon": 1.0 * self.horizon(state.steps)}
-            return model, imagined, metrics
+            imagined, reward = self._imagine(world.world(model.ensemble), state, at[1], starts, k_branch)
+            told = {**told, "model/imagined_reward": reward, "model/horizon": 1.0 * self.horizon(state.steps)}
+            return (model, imagined), told
 
-        def skip() -> tuple[FitState, replay.Ring, dict[str, Array]]:
-            shapes = jax.eval_shape(refresh)[2]
-            return state.model, state.imagined, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        due = state.steps >= self.warmup
-        model, imagined, metrics = jax.lax.cond(due, refresh, skip)
-        return model, imagined, {name: Average(x * due, due.astype(jnp.int32)) for name, x in metrics.items()}
+        due = (state.steps >= self.warmup).astype(jnp.int32)
+        (model, imagined), metrics = repeat_updates(refresh, (state.model, state.imagined), due, key)
+        return state._replace(model=model, imagined=imagined), metrics
 
     def _imagine(
-        self, world: WorldModel, model: FitState, state: State, starts: Float[Array, "n obs"], key: PRNGKeyArray
+        self, world: World, state: State, ring: replay.Ring, starts: Float[Array, "n obs"], key: PRNGKeyArray
     ) -> tuple[replay.Ring, Float[Array, ""]]:
         """Branches of k steps from every start, one step of all of them at a time; mean reward of a step."""
 
         def advance(i: Array, walk: Walk) -> Walk:
-            ring, obs, alive, total = walk
             k_step = jax.random.fold_in(key, i)
-            acting = state.learner.actor, jnp.bool_(False)
-            made = branch(world, model.ensemble, practise, acting, obs, 1, k_step)
-            made = jax.tree.map(lambda x: x[0], made)
-            sound = alive & jnp.isfinite(made.reward) & jnp.all(jnp.isfinite(made.next_obs), axis=-1)
-            total = total + jnp.sum(jnp.where(sound, made.reward, 0))
-            return replay.add_where(ring, made, sound), made.next_obs, sound & ~made.last, total
+            made = branch(world, practise, state.learner.actor, walk.obs, 1, k_step)
+            made = jax.tree.map(lambda x: x[0], made._replace(extras=()))
+            sound = walk.alive & jnp.isfinite(made.reward) & jnp.all(jnp.isfinite(made.next_obs), axis=-1)
+            return Walk(
+                replay.add_where(walk.ring, made, sound),
+                made.next_obs,
+                sound & ~made.last,
+                walk.rows + jnp.sum(sound),
+                walk.rewards + jnp.sum(jnp.where(sound, made.reward, 0)),
+            )
 
-        walk = state.imagined, starts, jnp.ones(starts.shape[0], bool), jnp.float32(0)
-        ring, _, _, total = jax.lax.fori_loop(0, self.horizon(state.steps), advance, walk)
-        return ring, total / jnp.maximum(ring.added - state.imagined.added, 1)
+        walk = Walk(ring, starts, jnp.ones(starts.shape[0], bool), jnp.int32(0), jnp.float32(0))
+        walk = jax.lax.fori_loop(0, self.horizon(state.steps), advance, walk)
+        return walk.ring, walk.rewards / jnp.maximum(walk.rows, 1)
 
-    @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-    def _improve(
-        self,
-        learner: SACLearner,
-        real: replay.Ring,
-        imagined: replay.Ring,
-        lived: Transition,
-        steps: Int[Array, ""],
-        key: PRNGKeyArray,
-    ) -> tuple[SACLearner, replay.Ring, Int[Array, ""], Metrics]:
+    def _improve(self, state: State, lived: Transition, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Store a step and improve the policy on real and imagined rows."""
-        real = replay.add(real, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lived))
-        due = jnp.where(steps >= self.warmup, self.updates, 0)
+        real = replay.add(state.real, flat(lived))
+        due = jnp.where(state.steps >= self.warmup, self.updates, 0)
 
         def update(learner: SACLearner, key: PRNGKeyArray) -> tuple[SACLearner, dict[str, Array]]:
             k_batch, k_update = jax.random.split(key)
-            return self.learner.update(learner, self._batch(real, imagined, k_batch), k_update)
+            return self.sac.update(learner, self._batch(real, state.imagined, k_batch), k_update)
 
-        learner, metrics = repeat_updates(update, learner, due, key)
-        return learner, real, steps + 1, {f"train/{name}": value for name, value in metrics.items()}
+        learner, metrics = repeat_updates(update, state.learner, due, key)
+        state = state._replace(learner=learner, real=real, steps=state.steps + 1)
+        return state, {f"train/{name}": value for name, value in metrics.items()}
 
     def _batch(self, real: replay.Ring, imagined: replay.Ring, key: PRNGKeyArray) -> Transition:
-        """Rows of both kinds, in fixed shares; either may be none."""
+        """Rows of both kinds, in fixed shares; real ones alone where no imagined row was ever sound."""
         k_real, k_imagined = jax.random.split(key)
-        count = int(self.real_share * self.learner.batch)
-        parts = replay.sample(real, k_real, count), replay.sample(imagined, k_imagined, self.learner.batch - count)
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        count = int(self.real_share * self.sac.batch)
+        others = self.sac.batch - count
+        dreamt = jax.lax.cond(
+            replay.size(imagined) > 0,
+            lambda: replay.sample(imagined, k_imagined, others),
+            lambda: replay.sample(real, k_imagined, others),
+        )
+        return jax.tree.map(lambda *x: jnp.concatenate(x), replay.sample(real, k_real, count), dreamt)

@@ -13,33 +13,33 @@ kept near the data.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from metadyna.collect import replay
-from metadyna.collect.episodes import episode_returns
+from metadyna.collect.episodes import episode_returns, flat
 from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.on_policy import refit, trust_region_step, weigh, whole
 from metadyna.improve.trpo import TRPO
 from metadyna.models import fit as fits
 from metadyna.models.bounded import Nearby
-from metadyna.models.fit import Fit, FitState
+from metadyna.models.fit import Fit, FitState, Rows
 from metadyna.models.gaussian import GaussianEnsemble
-from metadyna.models.imagine import WorldModel, branch
-from metadyna.models.world import known_world
-from metadyna.policies.gaussian import GaussianPolicy, perform, practise
+from metadyna.models.imagine import branch
+from metadyna.models.worlds import Meaning, known_world
+from metadyna.policies.acting import perform, practise
+from metadyna.policies.direct import Policy, create
 from metadyna.settings import Settings, Widths, check_ranges
-from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
+from metadyna.types import Average, Collected, Collector, Metrics, Task, Transition, Trial, box_sizes
 
 
 class State(NamedTuple):
     """Policy, model, everything that was lived, where episodes began, the copies in mid-episode, and steps so far."""
 
-    policy: GaussianPolicy
+    policy: Policy
     baseline: LinearBaseline
     model: FitState
     real: replay.Ring
@@ -51,7 +51,7 @@ class State(NamedTuple):
 class Training(NamedTuple):
     """Where the training of a policy in the model has got to."""
 
-    policy: GaussianPolicy
+    policy: Policy
     baseline: LinearBaseline
     best: Float[Array, "K"]
     """Highest return so far in every member, at the validations."""
@@ -65,7 +65,7 @@ class Training(NamedTuple):
 class METRPO(Settings):
     """ME-TRPO: a policy trained by TRPO in an ensemble of models (Kurutach et al. 2018, arXiv 1802.10592)."""
 
-    learner: TRPO = TRPO()
+    trpo: TRPO = TRPO()
     """The policy's step."""
     model: GaussianEnsemble = GaussianEnsemble(
         members=5, elites=5, widths=(128, 128), activation="relu", probabilistic=False,
@@ -101,8 +101,6 @@ class METRPO(Settings):
     capacity: Annotated[int, "[1, 2000000000]"] = 100_000
     """Real transitions kept."""
 
-    episode_names = ("episode",)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, capacity=f"[{self.parallel * self.collect}, 2000000000]")
@@ -113,17 +111,18 @@ class METRPO(Settings):
         observed, actions = box_sizes(collector.env.spec)
         example = replay.transition_shapes(collector.env.spec)
         known_world(collector.env)  # complains of an environment whose reward is not known
+        policy = create(collector.env.spec, self.widths, k_policy, self.log_std)
         return State(
-            GaussianPolicy.create(observed, actions, self.widths, k_policy, self.log_std),
-            LinearBaseline.zero(observed),
-            fits.init(self.model, observed + actions, observed, k_model),
+            policy,
+            LinearBaseline.zero(policy.inputs),
+            fits.start(self.model, self.model.create(observed + actions, observed, k_model)),
             replay.init(example, self.capacity),
             replay.init(example.obs, self.capacity),
             collector.begin((), self.parallel, k_env),
             jnp.int32(0),
         )
 
-    def params(self, state: State) -> GaussianPolicy:
+    def params(self, state: State) -> Policy:
         """The weights that act."""
         return state.policy
 
@@ -136,56 +135,53 @@ class METRPO(Settings):
         k_env, k_fit, k_policy = jax.random.split(key, 3)
         world, began = known_world(collector.env), state.env.lengths == 0
         env, lived = collector.collect(practise, state.policy, state.env, k_env, self.collect)
-        state, fitted = self._learn(world, state._replace(env=()), lived, began, k_fit)
-        state, trained = self._train(world, state, k_policy)
+        given = state._replace(env=()), lived, began, k_fit
+        state, fitted = collector.compute(self._learn, *given, static=(world,), spend=True)
+        state, trained = collector.compute(self._train, state, k_policy, static=(world,), spend=True)
         return state._replace(env=env), {**env.finished, **fitted, **trained}
 
-    def trial(
-        self, params: GaussianPolicy, collector: Collector, tasks: Any, key: PRNGKeyArray
-    ) -> tuple[Transition, ...]:
+    def trial(self, params: Policy, collector: Collector, tasks: Task, key: PRNGKeyArray) -> Trial:
         """One episode of each task with the policy's mean action."""
-        return (collector.episodes(perform, params, (), tasks, key),)
+        return Trial.of(collector.episodes(perform, params, (), tasks, key).episodes)
 
-    @partial(jax.jit, static_argnums=(0, 1))
     def _learn(
-        self, world: WorldModel, state: State, lived: Transition, began: Array, key: PRNGKeyArray
+        self, world: Meaning, state: State, lived: Transition, began: Array, key: PRNGKeyArray
     ) -> tuple[State, Metrics]:
         """Store what was lived [T, B], which starts an episode in the copies `began`, and fit the model."""
         first = jnp.concatenate([began[None], lived.last[:-1]])
-        flat, first = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (lived._replace(extras=()), first))
-        ring, starts = replay.add(state.real, flat), replay.add_where(state.starts, flat.obs, first)
-        examples, count = world.examples(ring.items), replay.size(ring)
-        model, metrics = fits.fit(self.fit, self.model, state.model, *examples, count, key)
+        rows, first = flat((lived._replace(extras=()), first))
+        ring, starts = replay.add(state.real, rows), replay.add_where(state.starts, rows.obs, first)
+        model, metrics = fits.fit(self.fit, self.model, state.model, Rows(ring, world.examples), key)
         steps = state.steps + lived.reward.size
         state = state._replace(model=model, real=ring, starts=starts, steps=steps)
         return state, {name: Average.of(value) for name, value in metrics.items()}
 
-    @partial(jax.jit, static_argnums=(0, 1))
-    def _train(self, world: WorldModel, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
+    def _train(self, world: Meaning, state: State, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Policy steps in the model, until too many members disapprove."""
-        k_known, k_steps = jax.random.split(key)
+        k_known, k_judge, k_steps = jax.random.split(key, 3)
         ensemble = state.model.ensemble
         known = replay.sample(state.starts, k_known, self.episodes)
 
-        def judge(policy: GaussianPolicy) -> Float[Array, "K"]:
-            """Return of the mean action in every member alone, from starts that stay the same."""
+        def judge(policy: Policy) -> Float[Array, "K"]:
+            """Return of the mean action in every member alone, from starts and with noise that stay the same."""
 
             def in_one(member: Array) -> Array:
-                only = Nearby(ensemble.only(member), self.reach)
-                made = branch(world, only, perform, policy, known, self.horizon, k_known)
+                only = world.world(Nearby(ensemble.only(member), self.reach))
+                made = branch(only, perform, policy, known, self.horizon, k_judge)
                 return jnp.mean(episode_returns(made))
 
             return jax.vmap(in_one)(ensemble.elites)
 
-        def improve(at: Training) -> tuple[GaussianPolicy, LinearBaseline, dict[str, Array]]:
+        def improve(at: Training) -> tuple[Policy, LinearBaseline, dict[str, Array]]:
             k_starts, k_made = jax.random.split(jax.random.fold_in(k_steps, at.steps))
             starts = replay.sample(state.starts, k_starts, self.episodes)
-            made = branch(world, Nearby(ensemble, self.reach), practise, at.policy, starts, self.horizon, k_made)
+            everywhere = world.world(Nearby(ensemble, self.reach))
+            made = branch(everywhere, practise, at.policy, starts, self.horizon, k_made)
             steps, valid = whole(made)
             began = jnp.zeros(self.episodes, jnp.int32)
             data = weigh(steps, at.baseline, began, valid, self.discount, self.gae_decay)
-            policy, metrics = trust_region_step(self.learner, at.policy, data)
-            return policy, refit(data), {**metrics, "imagined_return": jnp.mean(episode_returns(made))}
+            policy, metrics = trust_region_step(self.trpo, at.policy, data)
+            return policy, refit(at.baseline, data), {**metrics, "imagined_return": jnp.mean(episode_returns(made))}
 
         def advance(at: Training) -> Training:
             policy, baseline, metrics = improve(at)

@@ -17,25 +17,27 @@ are obeyed.
 """
 
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from metadyna.collect import replay
+from metadyna.collect.episodes import flat
+from metadyna.collect.windows import History
 from metadyna.errors import UserError
 from metadyna.models import fit as fits
-from metadyna.models.fit import Fit, FitState
+from metadyna.models.fit import Fit, FitState, Rows
 from metadyna.models.gaussian import Ensemble, GaussianEnsemble
-from metadyna.models.imagine import Propagation, WorldModel, sequence_returns
-from metadyna.models.world import known_world
-from metadyna.planning.mpc import MPC, Plan
+from metadyna.models.imagine import Propagation, sequence_returns
+from metadyna.models.worlds import Meaning, known_world
+from metadyna.planning.mpc import MPC, Outlook, Planning, acting, at_first
 from metadyna.search.cem import CEM
 from metadyna.search.random import RandomShooting
 from metadyna.settings import Settings, check_ranges
-from metadyna.types import ActFn, Average, Collected, Collector, Metrics, TimeStep, Transition, box_sizes
+from metadyna.types import Act, Average, Collected, Collector, EnvSpec, Metrics, Task, Transition, Trial, box, box_sizes
 
 
 class State(NamedTuple):
@@ -45,13 +47,6 @@ class State(NamedTuple):
     replay: replay.Ring
     env: Collected
     steps: Int[Array, ""]
-
-
-class Params(NamedTuple):
-    """What acting needs: the model, and whether it is still too early to plan."""
-
-    model: Ensemble
-    random: Bool[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -77,8 +72,6 @@ class PETS(Settings):
     capacity: Annotated[int, "[1, 2000000000]"] = 20_000
     """Transitions kept."""
 
-    episode_names = ("episode",)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, capacity=f"[{self.parallel * self.collect}, 2000000000]")
@@ -91,19 +84,17 @@ class PETS(Settings):
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw the networks, start the copies, make room for the replay."""
         k_model, k_env = jax.random.split(key)
-        _, actions = box_sizes(collector.env.spec)
-        example = replay.transition_shapes(collector.env.spec)
-        model = known_world(collector.env)
-        inputs = jax.eval_shape(model.inputs, example.obs, example.action)
-        targets = jax.eval_shape(model.targets, example.obs, example.reward, example.next_obs)
-        state = fits.init(self.model, inputs.shape[0], targets.shape[0], k_model)
-        plans = _batched(self.planner.init((actions,), -1.0, 1.0), self.parallel)
-        env = collector.begin(plans, self.parallel, k_env)
-        return State(state, replay.init(example, self.capacity), env, jnp.int32(0))
+        spec = collector.env.spec
+        observed, actions = box_sizes(spec)
+        known_world(collector.env)  # complains of an environment whose reward is not known
+        ensemble = self.model.create(observed + actions, observed, k_model)
+        example = replay.transition_shapes(spec)
+        env = collector.begin(self._at_first(spec, self.parallel), self.parallel, k_env)
+        return State(fits.start(self.model, ensemble), replay.init(example, self.capacity), env, jnp.int32(0))
 
-    def params(self, state: State) -> Params:
-        """The weights that act."""
-        return Params(state.model.ensemble, state.steps < self.warmup)
+    def params(self, state: State) -> tuple[Ensemble, Bool[Array, ""]]:
+        """The model to plan with, and whether it is still too early to."""
+        return state.model.ensemble, state.steps < self.warmup
 
     def steps(self, state: State) -> Int[Array, ""]:
         """Environment steps so far."""
@@ -112,35 +103,34 @@ class PETS(Settings):
     def iterate(self, state: State, collector: Collector, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Act by planning, then fit the model to all that was lived."""
         k_env, k_fit = jax.random.split(key)
-        act = planned(self, collector.env)
-        env, lived = collector.collect(act, self.params(state), state.env, k_env, self.collect)
+        env, lived = collector.collect(self.acting(collector.env), self.params(state), state.env, k_env, self.collect)
         world = known_world(collector.env)
-        model, ring, steps, metrics = self._learn(world, state.model, state.replay, lived, state.steps, k_fit)
-        return State(model, ring, env, steps), {**env.finished, **metrics}
+        given = state._replace(env=()), lived, k_fit
+        state, metrics = collector.compute(self._learn, *given, static=(world,), spend=True)
+        return state._replace(env=env), {**env.finished, **metrics}
 
-    def trial(self, params: Params, collector: Collector, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
+    def trial(
+        self, params: tuple[Ensemble, Bool[Array, ""]], collector: Collector, tasks: Task, key: PRNGKeyArray
+    ) -> Trial:
         """One planned episode of each task."""
-        batch = jax.tree.leaves(tasks)[0].shape[0]
-        plans = _batched(self.planner.init(collector.env.spec.action.shape, -1.0, 1.0), batch)
-        params = params._replace(random=jnp.bool_(False))
-        return (collector.episodes(planned(self, collector.env), params, plans, tasks, key),)
+        plans = self._at_first(collector.env.spec, jax.tree.leaves(tasks)[0].shape[0])
+        act, ready = self.acting(collector.env), (params[0], jnp.bool_(False))
+        return Trial.of(collector.episodes(act, ready, plans, tasks, key).episodes)
 
-    @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
-    def _learn(
-        self,
-        world: WorldModel,
-        model: FitState,
-        ring: replay.Ring,
-        lived: Transition,
-        steps: Int[Array, ""],
-        key: PRNGKeyArray,
-    ) -> tuple[FitState, replay.Ring, Int[Array, ""], Metrics]:
+    def acting(self, env: Any) -> Act:
+        """Plan in the model, scoring sequences by particles."""
+        return acting(self.planner, particles(known_world(env), self.particles, self.propagation), box(env.spec.action))
+
+    def _at_first(self, spec: EnvSpec, batch: int) -> Planning:
+        return at_first(self.planner, box(spec.action), History(jnp.zeros(spec.observation.shape)), batch)
+
+    def _learn(self, world: Meaning, state: State, lived: Transition, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Store what was lived [T, B] and fit the model to all of it."""
-        ring = replay.add(ring, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lived))
-        examples, count = world.examples(ring.items), replay.size(ring)
-        model, metrics = fits.fit(self.fit, self.model, model, *examples, count, key)
-        steps = steps + self.collect * self.parallel
-        return model, ring, steps, {name: Average.of(value) for name, value in metrics.items()}
+        ring = replay.add(state.replay, flat(lived))
+        model, metrics = fits.fit(self.fit, self.model, state.model, Rows(ring, world.examples), key)
+        steps = state.steps + self.collect * self.parallel
+        state = state._replace(model=model, replay=ring, steps=steps)
+        return state, {name: Average.of(value) for name, value in metrics.items()}
 
 
 @dataclass(frozen=True)
@@ -163,26 +153,11 @@ class RandomShootingMPC(PETS):
 
 
 @cache
-def planned(system: PETS, env: Any) -> ActFn:
-    """How a system acts in an environment; the same function for the same two, so that it compiles once."""
-    world, actions = known_world(env), env.spec.action.shape
+def particles(world: Meaning, count: int, propagation: Propagation) -> Outlook:
+    """What a model says that sequences return; the same function for the same settings, so that it compiles once."""
 
-    def act(params: Params, plan: Plan, timestep: TimeStep, key: PRNGKeyArray) -> tuple[Array, Plan, tuple[()]]:
-        def score(sequences: Array, key: PRNGKeyArray) -> Array:
-            return sequence_returns(
-                world, params.model, timestep.obs, sequences, key, system.particles, system.propagation
-            )
+    def outlook(model: Ensemble, history: History, sequences: Array, key: PRNGKeyArray) -> Float[Array, "N"]:
+        imagined = world.world(model)
+        return sequence_returns(imagined, imagined.begin(history), sequences, key, count, propagation)
 
-        def guess(plan: Plan) -> tuple[Array, Plan]:
-            return jax.random.uniform(key, actions, minval=-1, maxval=1), plan
-
-        fresh = system.planner.init(actions, -1.0, 1.0)
-        plan = jax.tree.map(lambda new, old: jnp.where(timestep.first, new, old), fresh, plan)
-        action, plan = jax.lax.cond(params.random, guess, lambda plan: system.planner.plan(score, plan, key), plan)
-        return action, plan, ()
-
-    return act
-
-
-def _batched(plan: Plan, batch: int) -> Plan:
-    return jax.tree.map(lambda x: jnp.repeat(x[None], batch, axis=0), plan)
+    return outlook

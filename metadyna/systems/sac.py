@@ -9,20 +9,21 @@ copies of the environment may run side by side. The mathematics is in `improve/s
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from metadyna.collect import replay
+from metadyna.collect.episodes import flat
 from metadyna.errors import UserError
 from metadyna.improve.repeat import repeat_updates
 from metadyna.improve.sac import SAC, SACLearner
-from metadyna.policies.squashed import Actor, perform, practise
+from metadyna.policies.acting import perform, practise_or_guess
+from metadyna.policies.squashed import ActorCritic, SquashedPolicy
 from metadyna.settings import Settings
-from metadyna.types import Collected, Collector, Metrics, Transition, box_sizes
+from metadyna.types import Collected, Collector, Metrics, Task, Transition, Trial, box_sizes
 
 
 class State(NamedTuple):
@@ -38,8 +39,10 @@ class State(NamedTuple):
 class SoftActorCritic(Settings):
     """SAC: off-policy control of maximum entropy (Haarnoja et al. 2018, arXiv 1812.05905)."""
 
-    learner: SAC = SAC()
-    """Networks and update."""
+    networks: ActorCritic = ActorCritic()
+    """The policy and its critics."""
+    sac: SAC = SAC()
+    """How they are improved."""
     parallel: Annotated[int, "[1, 65536]"] = 1
     """Copies of the environment."""
     collect: Annotated[int, "[1, 1000000]"] = 1
@@ -51,8 +54,6 @@ class SoftActorCritic(Settings):
     capacity: Annotated[int, "[1, 2000000000]"] = 1_000_000
     """Transitions kept."""
 
-    episode_names = ("episode",)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.parallel * self.collect > self.capacity:
@@ -63,13 +64,13 @@ class SoftActorCritic(Settings):
 
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw the networks, start the copies, make room for the replay."""
-        k_learner, k_env = jax.random.split(key)
+        k_networks, k_env = jax.random.split(key)
         spec = collector.env.spec
-        learner = self.learner.init(*box_sizes(spec), k_learner)
+        learner = self.sac.start(*self.networks.create(*box_sizes(spec), k_networks))
         env = collector.begin((), self.parallel, k_env)
         return State(learner, replay.init(replay.transition_shapes(spec), self.capacity), env, jnp.int32(0))
 
-    def params(self, state: State) -> Actor:
+    def params(self, state: State) -> SquashedPolicy:
         """The weights that act."""
         return state.learner.actor
 
@@ -81,26 +82,24 @@ class SoftActorCritic(Settings):
         """Collect with the current policy, store, and improve."""
         k_env, k_learn = jax.random.split(key)
         acting = state.learner.actor, state.steps < self.warmup
-        env, lived = collector.collect(practise, acting, state.env, k_env, self.collect)
-        learner, ring, steps, metrics = self._improve(state.learner, state.replay, lived, state.steps, k_learn)
-        return State(learner, ring, env, steps), {**env.finished, **metrics}
+        env, lived = collector.collect(practise_or_guess, acting, state.env, k_env, self.collect)
+        state, metrics = collector.compute(self._improve, state._replace(env=()), lived, k_learn, spend=True)
+        return state._replace(env=env), {**env.finished, **metrics}
 
-    def trial(self, params: Actor, collector: Collector, tasks: Any, key: PRNGKeyArray) -> tuple[Transition, ...]:
+    def trial(self, params: SquashedPolicy, collector: Collector, tasks: Task, key: PRNGKeyArray) -> Trial:
         """One greedy episode of each task."""
-        return (collector.episodes(perform, params, (), tasks, key),)
+        return Trial.of(collector.episodes(perform, params, (), tasks, key).episodes)
 
-    @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-    def _improve(
-        self, learner: SACLearner, ring: replay.Ring, lived: Transition, steps: Int[Array, ""], key: PRNGKeyArray
-    ) -> tuple[SACLearner, replay.Ring, Int[Array, ""], Metrics]:
+    def _improve(self, state: State, lived: Transition, key: PRNGKeyArray) -> tuple[State, Metrics]:
         """Store what was lived [T, B] and make the updates that it is due."""
-        ring = replay.add(ring, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lived))
-        steps = steps + self.collect * self.parallel
-        due = jnp.where(steps > self.warmup, self.collect * self.parallel * self.updates_per_step, 0)
+        ring, new = replay.add(state.replay, flat(lived)), self.collect * self.parallel
+        steps = state.steps + new
+        due = jnp.where(steps > self.warmup, new * self.updates_per_step, 0)
 
         def update(learner: SACLearner, key: PRNGKeyArray) -> tuple[SACLearner, dict[str, Array]]:
             k_batch, k_update = jax.random.split(key)
-            return self.learner.update(learner, replay.sample(ring, k_batch, self.learner.batch), k_update)
+            return self.sac.update(learner, replay.sample(ring, k_batch, self.sac.batch), k_update)
 
-        learner, metrics = repeat_updates(update, learner, due, key)
-        return learner, ring, steps, {f"train/{name}": value for name, value in metrics.items()}
+        learner, metrics = repeat_updates(update, state.learner, due, key)
+        state = state._replace(learner=learner, replay=ring, steps=steps)
+        return state, {f"train/{name}": value for name, value in metrics.items()}

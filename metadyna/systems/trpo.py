@@ -8,8 +8,7 @@ The mathematics is in `improve/trpo.py` and `improve/on_policy.py`.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +17,16 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.on_policy import refit, trust_region_step, weigh
 from metadyna.improve.trpo import TRPO
-from metadyna.policies.gaussian import GaussianPolicy, perform, practise
+from metadyna.policies.acting import perform, practise
+from metadyna.policies.direct import Policy, create
 from metadyna.settings import Settings, Widths
-from metadyna.types import Average, Collected, Collector, Metrics, Transition, box_sizes
+from metadyna.types import Average, Collected, Collector, Metrics, Task, Transition, Trial
 
 
 class State(NamedTuple):
     """Policy, baseline, the copies in mid-episode, and steps so far."""
 
-    policy: GaussianPolicy
+    policy: Policy
     baseline: LinearBaseline
     env: Collected
     steps: Int[Array, ""]
@@ -36,7 +36,7 @@ class State(NamedTuple):
 class TrustRegionPolicyOptimisation(Settings):
     """TRPO: on-policy control with a bound on every step (Schulman et al. 2015, arXiv 1502.05477)."""
 
-    learner: TRPO = TRPO()
+    trpo: TRPO = TRPO()
     """The step."""
     widths: Widths = (32, 32)
     """Hidden layers of the policy, with tanh."""
@@ -51,17 +51,14 @@ class TrustRegionPolicyOptimisation(Settings):
     gae_decay: Annotated[float, "[0, 1]"] = 1.0
     """λ of the advantage estimate."""
 
-    episode_names = ("episode",)
-
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw the policy and start the copies."""
         k_policy, k_env = jax.random.split(key)
-        observed, actions = box_sizes(collector.env.spec)
-        policy = GaussianPolicy.create(observed, actions, self.widths, k_policy, self.log_std)
+        policy = create(collector.env.spec, self.widths, k_policy, self.log_std)
         env = collector.begin((), self.parallel, k_env)
-        return State(policy, LinearBaseline.zero(observed), env, jnp.int32(0))
+        return State(policy, LinearBaseline.zero(policy.inputs), env, jnp.int32(0))
 
-    def params(self, state: State) -> GaussianPolicy:
+    def params(self, state: State) -> Policy:
         """The weights that act."""
         return state.policy
 
@@ -73,22 +70,18 @@ class TrustRegionPolicyOptimisation(Settings):
         """Collect a batch with the current policy and take one step."""
         began = state.env.lengths
         env, lived = collector.collect(practise, state.policy, state.env, key, self.collect)
-        policy, baseline, metrics = self._improve(state.policy, state.baseline, lived, began)
-        steps = state.steps + self.collect * self.parallel
-        return State(policy, baseline, env, steps), {**env.finished, **metrics}
+        state, metrics = collector.compute(self._improve, state._replace(env=()), lived, began, spend=True)
+        return state._replace(env=env), {**env.finished, **metrics}
 
-    def trial(
-        self, params: GaussianPolicy, collector: Collector, tasks: Any, key: PRNGKeyArray
-    ) -> tuple[Transition, ...]:
-        """One episode of each task with the policy's mean action."""
-        return (collector.episodes(perform, params, (), tasks, key),)
+    def trial(self, params: Policy, collector: Collector, tasks: Task, key: PRNGKeyArray) -> Trial:
+        """One episode of each task with the policy's most likely action."""
+        return Trial.of(collector.episodes(perform, params, (), tasks, key).episodes)
 
-    @partial(jax.jit, static_argnums=0)
-    def _improve(
-        self, policy: GaussianPolicy, baseline: LinearBaseline, lived: Transition, began: Int[Array, "B"]
-    ) -> tuple[GaussianPolicy, LinearBaseline, Metrics]:
+    def _improve(self, state: State, lived: Transition, began: Int[Array, "B"]) -> tuple[State, Metrics]:
         """Learn from [T, B] steps that were lived with this policy; the first were step `began` of their episodes."""
         all_steps = jnp.ones_like(lived.last)
-        data = weigh(lived, baseline, began, all_steps, self.discount, self.gae_decay)
-        policy, metrics = trust_region_step(self.learner, policy, data)
-        return policy, refit(data), {f"train/{name}": Average.of(value) for name, value in metrics.items()}
+        data = weigh(lived, state.baseline, began, all_steps, self.discount, self.gae_decay)
+        policy, metrics = trust_region_step(self.trpo, state.policy, data)
+        baseline, steps = refit(state.baseline, data), state.steps + lived.reward.size
+        state = state._replace(policy=policy, baseline=baseline, steps=steps)
+        return state, {f"train/{name}": Average.of(value) for name, value in metrics.items()}
