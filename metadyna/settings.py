@@ -142,8 +142,7 @@ def _takes(kind: Any, value: Any) -> bool:
         return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if kind is bool:
         return isinstance(value, bool | np.bool_)
-    # What a subclass adds could not be read back.
-    return type(value) is kind if is_settings(kind) else isinstance(value, kind)
+    return isinstance(value, kind)
 
 
 def _as_python(kind: type, value: Any) -> int | float:

@@ -93,7 +93,6 @@ def made(**values: Any) -> Everything:
         ({"nested": ((0.5,), (2.0,))}, "Everything.nested[1][0] = 2.0 is out of range; it must lie in [-1, 1]"),
         ({"nested": (0.5,)}, "Everything.nested[0] = 0.5 is a float; it must be a tuple, each a float in"),
         ({"inner": Another()}, "Everything.inner = Another() is an Another; it must be an Inner"),
-        ({"inner": Wider()}, "Everything.inner = Wider(share=0.5, more=False) is a Wider; it must be an Inner"),
         ({"inner": Inner}, "is a type; it must be an Inner"),
         ({"either": None}, "Everything.either = None is a NoneType; it must be an Inner or an Another"),
         ({"count": np.zeros((99, 9))}, "... is a ndarray; it must be an int in [1, 10]"),
@@ -126,6 +125,7 @@ def test_what_does_not_fit_is_refused_in_one_short_line(values, told):
         ({"pair": (np.int64(4), 5)}, (4, 5.0)),
         ({"nested": (None, (np.float32(0.5), 1), ())}, (None, (0.5, 1.0), ())),
         ({"either": Inner(np.float32(0.25))}, Inner(0.25)),
+        ({"inner": Wider(0.25)}, Wider(0.25)),
     ],
 )
 def test_numbers_of_numpy_and_whole_numbers_become_what_the_field_says(values, kept):

@@ -38,6 +38,7 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _refuse_unknown(self)
         if self.seed + self.seeds > 2**32:
             last = self.seed + self.seeds - 1
             raise UserError(f"Config.seed + Config.seeds - 1 = {last} is out of range; it must lie in [0, 4294967295]")
@@ -115,6 +116,18 @@ def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in record.items():
         names.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return names
+
+
+def _refuse_unknown(settings: Settings) -> None:
+    """Raise a `UserError` for parts whose class could not be found again: those that only inherit from a known one."""
+    for name, hint in field_hints(type(settings)).items():
+        part = getattr(settings, name)
+        if isinstance(part, Settings):
+            if type(part) not in options(hint):
+                known = " or ".join(kind.__name__ for kind in options(hint) if is_settings(kind))
+                where, own = f"{type(settings).__name__}.{name}", type(part).__name__
+                raise UserError(f"{where} is a {own}, which could not be read back from config.json; choose {known}")
+            _refuse_unknown(part)
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import typing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import hypothesis
@@ -101,7 +101,7 @@ def read_back(config: Config) -> Config:
     return from_dict(json.loads(json.dumps(to_dict(config))))
 
 
-BRIEFLY = hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
+BRIEFLY = hypothesis.settings(max_examples=10, deadline=None, derandomize=True, database=None)
 
 
 @pytest.mark.parametrize("start", [*(Config(kind(), "a") for kind in SYSTEMS.values()), *(preset(*n) for n in NAMES)])
@@ -176,6 +176,31 @@ def test_whatever_is_not_a_complete_configuration_is_refused(path, value, told):
     with pytest.raises(UserError, match=told) as error:
         from_dict(changed(path, value))
     assert "\n" not in str(error.value)
+
+
+@dataclass(frozen=True)
+class OwnSearch(CEM):
+    pass
+
+
+@dataclass(frozen=True)
+class OwnSystem(PETS):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("system", "told"),
+    [
+        (OwnSystem(), "Config.system is a OwnSystem, which could not be read back from config.json; choose CRAR or"),
+        (
+            PETS(planner=MPC(search=OwnSearch())),
+            "MPC.search is a OwnSearch, .* choose RandomShooting or CEM or ICEM or",
+        ),
+    ],
+)
+def test_classes_that_no_version_knows_are_no_part_of_a_run(system, told):
+    with pytest.raises(UserError, match=told):
+        Config(system, "a")
 
 
 def test_a_seed_beyond_32_bits_is_refused():
