@@ -3,7 +3,6 @@
 """Speed of the control half: simulators, SAC beside Stable-Baselines3, model fitting, planning, MBPO."""
 
 import json
-import os
 import statistics
 import subprocess
 import time
@@ -31,6 +30,7 @@ from metadyna.models.fit import Fit
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import sequence_returns
 from metadyna.models.world import known_world
+from metadyna.provenance import machine
 from metadyna.runs import loop
 from metadyna.systems.mbpo import MBPO
 from metadyna.systems.mpc import planned
@@ -72,7 +72,7 @@ def bench_stepping(copies: int = 16, steps: int = 250) -> dict[str, Any]:
     start = lived.env.physics.view(np.float64)
     controls = generator.uniform(-1, 1, (copies, steps * env.frame_skip, ROBOT_ACTIONS))
     states = np.empty((copies, steps * env.frame_skip, start.shape[1]))
-    threads = os.cpu_count() or 1
+    threads = machine.usable_cores()
     data = [mujoco.MjData(env.model) for _ in range(threads)]
     pool = rollout.Rollout(nthread=threads)
     assert start.shape[1] == mujoco.mj_stateSize(env.model, FULL)

@@ -61,7 +61,7 @@ class Interval(NamedTuple):
         if not isinstance(value, float):
             return True
         with np.errstate(over="ignore"):
-            return self._between(*np.float32([value, self.low, self.high]))
+            return self._between(*np.array([value, self.low, self.high], np.float32))
 
     def _between(self, value: Any, low: Any, high: Any) -> bool:
         above = value >= low if self.with_low else value > low
@@ -93,6 +93,11 @@ def bare(hint: Any) -> tuple[Any, str | None]:
 def options(hint: Any) -> tuple[Any, ...]:
     """The types that a field may have: the members of a union, else the one that it is."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def is_settings(hint: Any) -> bool:
+    """Whether a type is one of settings, and no union of several."""
+    return isinstance(hint, type) and issubclass(hint, Settings)
 
 
 def _fitted(value: Any, hint: Any, name: str) -> Any:
@@ -137,8 +142,7 @@ def _takes(kind: Any, value: Any) -> bool:
         return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if kind is bool:
         return isinstance(value, bool | np.bool_)
-    # What a subclass adds could not be read back.
-    return type(value) is kind if issubclass(kind, Settings) else isinstance(value, kind)
+    return isinstance(value, kind)
 
 
 def _as_python(kind: type, value: Any) -> int | float:

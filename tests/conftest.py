@@ -11,8 +11,10 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.checking
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
-install_import_hook("metadyna", "beartype.beartype")
+install_import_hook("metadyna", f"{tests.checking.__name__}.checked")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,6 @@ positions are those of the state; there they lag it by up to one substep. The co
 control period; there it starts from its last solution. Trajectories agree to 1e-6 all the same.
 """
 
-import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int32, PRNGKeyArray, UInt32
 from mujoco import rollout
 
 from metadyna.errors import UserError
+from metadyna.provenance import machine
 from metadyna.settings import Horizon, Settings
 from metadyna.types import Box, EnvSpec, HostEnv, TimeStep
 
@@ -359,7 +359,7 @@ class HostRobot(HostEnv):
         self.period = self.model.opt.timestep * self.frame_skip
         low, high = self.model.actuator_ctrlrange.T
         self._middle, self._half = (low + high) / 2, (high - low) / 2
-        self._threads = os.cpu_count() or 1
+        self._threads = machine.usable_cores()
         self._pool, self._alone = rollout.Rollout(nthread=self._threads), rollout.Rollout(nthread=0)
         self._data = [mujoco.MjData(self.model) for _ in range(self._threads)]
         self._size = mujoco.mj_stateSize(self.model, FULL)

@@ -1,10 +1,13 @@
 """Where and with what a run was made, and where its compiled programs are kept."""
 
+import contextlib
+import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import jax
 
 import metadyna
+from metadyna.errors import UserError
 
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "orbax-checkpoint")
 
@@ -30,7 +34,7 @@ def environment_record() -> dict[str, Any]:
         "versions": _versions(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         "jax_backend": jax.default_backend(),
         "xla_flags": os.environ.get("XLA_FLAGS"),
@@ -74,11 +78,48 @@ def cpuinfo(field: str) -> str | None:
     return next(values, None)
 
 
-def _usable_cores() -> int | None:
-    """Cores that this process may run on, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+def refuse_64_bits() -> None:
+    """Raise a `UserError` where JAX was told to compute in 64 bits: states, checkpoints and results have 32."""
+    if jax.config.read("jax_enable_x64"):
+        raise UserError("MetaDyna computes in 32 bits, but JAX is set to 64; unset JAX_ENABLE_X64 (jax_enable_x64)")
+
+
+def usable_cores(membership: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may keep busy, at least 1: those it may run on, and no more than its CPU quota pays for.
+
+    The quota is the least of those of its control group, of version 1 or 2, and the groups around it; a part of a core
+    counts as one. `membership` says which group that is, and `mounts` is where groups are seen.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(membership, mounts))]))
+
+
+def _quotas(membership: Path, mounts: Path) -> Iterator[float]:
+    """CPU quotas, in cores, of a process's control group and of those around it; none where there are no limits."""
+    with contextlib.suppress(OSError):
+        for line in membership.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            root = mounts / controllers
+            # In a container the path may be the host's and not be seen; then only the root, its own group, is.
+            for group in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
+                yield from _quota(group)
+                if group == root:
+                    break
+
+
+def _quota(group: Path) -> Iterator[float]:
+    """The quota of one control group: of version 2 in one file, of version 1 in two; "max" and -1 are none."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (float(word) for word in (group / "cpu.max").read_text(encoding="utf-8").split())
+        yield quota / period
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (
+            float((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")) for name in ("quota", "period")
+        )
+        if quota > 0:
+            yield quota / period
 
 
 def _memory_bytes() -> int | None:

@@ -1,15 +1,12 @@
 """What a run is: settings that are written to `config.json` and read back as the same value."""
 
-import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from metadyna.errors import UserError, unknown
-from metadyna.settings import Settings
+from metadyna.settings import Settings, field_hints, is_settings, options
 from metadyna.systems import SYSTEMS, System
 
 FORMAT = "metadyna-run-1"
@@ -41,6 +38,7 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _refuse_unknown(self)
         if self.seed + self.seeds > 2**32:
             last = self.seed + self.seeds - 1
             raise UserError(f"Config.seed + Config.seeds - 1 = {last} is out of range; it must lie in [0, 4294967295]")
@@ -52,7 +50,7 @@ def system_name(system: System) -> str:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Every field, resolved, as plain JSON values."""
+    """Every field, resolved, as plain JSON values; infinity is a float, which Python's JSON spells `Infinity`."""
     fields = {**_plain(config), "system": {"name": system_name(config.system), **_plain(config.system)}}
     return {"format": FORMAT, **fields}
 
@@ -95,7 +93,7 @@ def load(folder: Path) -> Config:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run folder: it has no config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no JSON, or such as no run has written
         raise UserError(f"{path} cannot be read: {error}") from None
     return from_dict(record, str(path))
 
@@ -120,72 +118,61 @@ def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return names
 
 
+def _refuse_unknown(settings: Settings) -> None:
+    """Raise a `UserError` for parts whose class could not be found again: those that only inherit from a known one."""
+    for name, hint in field_hints(type(settings)).items():
+        part = getattr(settings, name)
+        if isinstance(part, Settings):
+            if type(part) not in options(hint):
+                known = " or ".join(kind.__name__ for kind in options(hint) if is_settings(kind))
+                where, own = f"{type(settings).__name__}.{name}", type(part).__name__
+                raise UserError(f"{where} is a {own}, which could not be read back from config.json; choose {known}")
+            _refuse_unknown(part)
+
+
 def _plain(settings: Any) -> dict[str, Any]:
     """Fields by name. Where a field may hold settings of several kinds, theirs begin with the name of the kind."""
-    hints, record = typing.get_type_hints(type(settings)), {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            several = {"kind": type(value).__name__} if _kinds(hints[field.name]) else {}
+    record = {}
+    for name, hint in field_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            several = {"kind": type(value).__name__} if _kinds(hint) else {}
             value = {**several, **_plain(value)}
-        record[field.name] = value
+        record[name] = value
     return record
 
 
 def _kinds(hint: Any) -> dict[str, type]:
-    """The settings that a field may hold by name, if there are several."""
-    return {
-        kind.__name__: kind
-        for kind in typing.get_args(hint)
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
-    }
+    """The settings that a field may hold by name, if there are several types that it may have."""
+    several = options(hint) if len(options(hint)) > 1 else ()
+    return {kind.__name__: kind for kind in several if is_settings(kind)}
 
 
 def _build(kind: type, record: dict[str, Any], source: str) -> Any:
-    """Make a dataclass from plain values, strictly: every field once, every value of its field's type."""
-    hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}
-    if record.keys() != names:
-        wrong = sorted(record.keys() ^ names)
+    """Make settings from plain values: every field once. Whether the values fit is for the settings to say."""
+    hints = field_hints(kind)
+    if record.keys() != hints.keys():
+        wrong = sorted(record.keys() ^ hints.keys())
         raise UserError(f"{source}: fields do not match this version of {kind.__name__}: {', '.join(wrong)}")
-    values = {}
-    for name, value in record.items():
-        hint = hints[name]
-        kinds = _kinds(hint)
-        if kinds and isinstance(value, dict):
-            if value.get("kind") not in kinds:
-                raise unknown(f"kind of {source}: {name}", str(value.get("kind")), kinds)
-            hint = kinds[value["kind"]]
-            value = {key: item for key, item in value.items() if key != "kind"}
-        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-            value = _build(typing.cast(type, hint), value, f"{source}: {name}")
-        elif typing.get_origin(hint) is tuple and isinstance(value, list):
-            value = tuple(value)  # JSON has no tuples
-        if not dataclasses.is_dataclass(value) and not _fits(value, hint):
-            raise UserError(f"{source}: {name} = {value!r} is not {_expected(hint)}")
-        values[name] = value
-    return kind(**values)
+    values = {name: _restored(value, hints[name], f"{source}: {name}") for name, value in record.items()}
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
-def _expected(hint: Any) -> str:
-    """A type in words."""
-    if typing.get_origin(hint) is tuple:
-        return f"a list, each {_expected(typing.get_args(hint)[0])}"
-    if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    return f"a {getattr(hint, '__name__', hint)}"
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is typing.Literal:
-        return value in typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+def _restored(value: Any, hint: Any, source: str) -> Any:
+    """What JSON has made lists and dictionaries of: tuples and settings."""
+    if isinstance(value, list):
+        return tuple(_restored(item, Any, source) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if is_settings(hint):
+        return _build(hint, value, source)
+    kinds = _kinds(hint)
+    if not kinds:
+        return value
+    if value.get("kind") not in kinds:
+        raise unknown(f"kind of {source}", str(value.get("kind")), kinds)
+    fields = {key: item for key, item in value.items() if key != "kind"}
+    return _build(kinds[value["kind"]], fields, source)

@@ -1,7 +1,6 @@
 """What a run computes, for all its seeds at once: initial states, chunks of iterations, evaluations."""
 
 import functools
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from metadyna import envs
 from metadyna.collect.device import DeviceCollector
 from metadyna.collect.host import HostCollector
 from metadyna.errors import UserError
+from metadyna.provenance import machine
 from metadyna.runs import seeds
 from metadyna.runs.config import Config
 from metadyna.runs.evaluate import Evaluation, evaluate
@@ -72,7 +72,8 @@ class Program(ABC):
 
 
 def build(config: Config) -> Program:
-    """Make the program for the kind of environment that the task has."""
+    """Make the program for the kind of environment that the task has; `UserError` where JAX is set to 64 bits."""
+    machine.refuse_64_bits()
     family = envs.make(config.task)
     return (HostProgram if isinstance(family.env, HostEnv) else DeviceProgram)(config, family)
 
@@ -164,7 +165,7 @@ class DeviceProgram(Program):
 class HostProgram(Program):
     """A run whose simulators live on the host: Python iterates, and only what a system compiles itself is compiled.
 
-    Seeds take a thread each, as many as there are cores; the simulators and the compiled functions run outside
+    Seeds take a thread each, as many as there are cores to use; the simulators and the compiled functions run outside
     Python's lock.
     """
 
@@ -215,7 +216,7 @@ class HostProgram(Program):
     def _each(self, function: Callable[..., Any], stacked: Any) -> list[Any]:
         """Apply a function to every seed's own part of what is stacked, its collector and its root key, in threads."""
         parts = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.seeds)]
-        with ThreadPoolExecutor(min(self.config.seeds, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(self.config.seeds, machine.usable_cores())) as pool:
             return list(pool.map(function, parts, self._collectors, self._roots))
 
     @functools.cached_property

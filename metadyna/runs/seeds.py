@@ -1,19 +1,20 @@
 """Several seeds in one program.
 
 Everything that a run keeps has a leading axis of seeds. On accelerators the seeds are `vmap`ped. On CPUs they are
-spread over the host's devices (one per core where the command line asked XLA for them) and taken in turn on each:
-small matrices gain nothing from a batch there, loops whose length differs between seeds would run as long as the
-longest, and a seed computes exactly the same numbers alone and in company.
+spread over the host's devices (one per core that may be used, where the command line asked XLA for them) and taken in
+turn on each: small matrices gain nothing from a batch there, loops whose length differs between seeds would run as long
+as the longest, and a seed computes exactly the same numbers alone and in company.
 """
 
 import contextlib
-import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from metadyna.provenance import machine
 
 
 def use_cores(seeds: int) -> None:
@@ -23,7 +24,7 @@ def use_cores(seeds: int) -> None:
     computed, all seeds take turns on one core.
     """
     with contextlib.suppress(RuntimeError):  # the devices are there already
-        jax.config.update("jax_num_cpu_devices", max(1, min(seeds, 2 * (os.cpu_count() or 1))))
+        jax.config.update("jax_num_cpu_devices", max(1, min(seeds, 2 * machine.usable_cores())))
 
 
 def mesh(seeds: int) -> Mesh:

@@ -1,16 +1,40 @@
 """Configurations: written and read back as the same value, and strict about everything else."""
 
+import contextlib
 import json
-from dataclasses import replace
+import math
+import typing
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import hypothesis
+import numpy as np
 import pytest
+from hypothesis import strategies
 
+from metadyna.data.source import Gathering
 from metadyna.errors import UserError
 from metadyna.experiments.presets import PRESETS, preset
+from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.ddqn import DDQN
+from metadyna.improve.meta import MetaPPO, MetaTRPO
+from metadyna.improve.sac import SAC
+from metadyna.models.abstract import Vector
+from metadyna.planning.mpc import MPC
 from metadyna.runs import config
 from metadyna.runs.config import Config, differences, flat, from_dict, to_dict
+from metadyna.search.cem import CEM
+from metadyna.search.icem import ICEM
+from metadyna.search.mppi import MPPI
+from metadyna.search.random import RandomShooting
+from metadyna.settings import Interval, Settings, bare, field_hints, is_settings, options
+from metadyna.systems import SYSTEMS
+from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
+from metadyna.systems.gmas import GMAS, FarDiscount, ModelError, Uniform
+from metadyna.systems.maml import MAML
+from metadyna.systems.mpc import PETS
+from metadyna.systems.sac import SoftActorCritic
 
 BASE = Config(system=DREAM(), task="city-5x5")
 NAMES = [(system, name) for system in PRESETS for name in PRESETS[system]]
@@ -23,6 +47,88 @@ def test_every_preset_survives_the_disk(system, name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert config.load(tmp_path) == value
     assert hash(config.load(tmp_path)) == hash(value)
+
+
+# --- every value of every field
+
+
+def values(hint: Any, now: Any = None) -> strategies.SearchStrategy[Any]:
+    """What a field may hold, by its type and range; settings are drawn from what the field holds now, or by default."""
+    kind, interval = bare(hint)
+    if len(options(kind)) > 1:
+        return strategies.one_of([values(option, now) for option in options(kind)])
+    if kind is int or kind is float:
+        return one_number(kind, Interval.parse(interval))
+    if kind in SIMPLE:
+        return SIMPLE[kind]
+    if is_settings(kind):
+        return some_settings(now if type(now) is kind else kind())
+    elements = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return strategies.sampled_from(elements)
+    assert typing.get_origin(kind) is tuple
+    if elements[-1] is Ellipsis:
+        return strategies.lists(values(elements[0]), max_size=4).map(tuple)
+    return strategies.tuples(*map(values, elements))
+
+
+SIMPLE = {bool: strategies.booleans(), str: strategies.text(), type(None): strategies.none()}
+
+
+def one_number(kind: type, interval: Interval) -> strategies.SearchStrategy[Any]:
+    """A number of the range, often one of its ends, and where a float is wanted sometimes a whole one."""
+    low, high = interval.low, interval.high
+    if kind is int:
+        return strategies.integers(int(low), int(high)).filter(interval.holds)
+    drawn = [strategies.floats(low, high), strategies.sampled_from([low, high])]
+    if math.ceil(max(low, -9)) <= math.floor(min(high, 9)):
+        drawn.append(strategies.integers(math.ceil(max(low, -9)), math.floor(min(high, 9))))
+    return strategies.one_of(drawn).filter(lambda value: interval.holds(float(value)))
+
+
+@strategies.composite
+def some_settings(draw: Any, settings: Settings) -> Settings:
+    """Settings whose fields are drawn one after the other; what does not go with the others is left as it is."""
+    hints = field_hints(type(settings))
+    for name in draw(strategies.lists(strategies.sampled_from([*hints]), max_size=8) if hints else strategies.just([])):
+        value = draw(values(hints[name], getattr(settings, name)))
+        with contextlib.suppress(UserError):
+            settings = replace(settings, **{name: value})
+    return settings
+
+
+def read_back(config: Config) -> Config:
+    return from_dict(json.loads(json.dumps(to_dict(config))))
+
+
+BRIEFLY = hypothesis.settings(max_examples=10, deadline=None, derandomize=True, database=None)
+
+
+@pytest.mark.parametrize("start", [*(Config(kind(), "a") for kind in SYSTEMS.values()), *(preset(*n) for n in NAMES)])
+@BRIEFLY
+@hypothesis.given(data=strategies.data())
+def test_whatever_can_be_made_is_read_back(start, data):
+    config = data.draw(some_settings(start))
+    assert read_back(config) == config
+    assert repr(read_back(config)) == repr(config)  # which tells types apart where equality does not
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        CRAR(learning=AbstractLearning(directions=(None, (1, 0.0), (-0.5,)), gradient_clip=math.inf)),
+        CRAR(form=Vector(np.int64(3)), data=Gathering(time_limit=5, dataset="some/data-v0")),
+        *(GMAS(weighting=weighting, doubt=0.5) for weighting in (Uniform(), FarDiscount(), ModelError())),
+        *(PETS(planner=MPC(search=search)) for search in (CEM(), ICEM(), MPPI(smoothing=0), RandomShooting())),
+        *(MAML(learner=learner, widths=()) for learner in (MetaTRPO(), MetaPPO(learning_rate=1))),
+        DREAM(bottleneck=None, encoder_hidden=7),
+        SoftActorCritic(learner=SAC(target_entropy=np.float32(0.1), layer_norm=np.bool_(True))),
+    ],
+)
+def test_options_unions_nested_tuples_and_infinity_are_read_back(system):
+    config = Config(system, "a", stop_at=1)
+    assert read_back(config) == config
+    assert repr(read_back(config)) == repr(config)
 
 
 def changed(path, value):
@@ -43,14 +149,19 @@ def changed(path, value):
     ("path", "value", "told"),
     [
         ("steps", None, "fields do not match this version of Config: steps"),
+        ("eval_every", 10**10, "Config.eval_every = 10000000000 is out of range"),
+        ("checkpoint_seconds", float("inf"), "Config.checkpoint_seconds = inf is out of range"),
+        ("system.explore.batch", 0, "config: system: explore: DDQN.batch = 0 is out of range"),
+        ("system.explore.batch", [1], r"DDQN.batch = \(1,\) is a tuple"),
+        ("system.explore.batch", {"kind": "DDQN"}, "is a dict; it must be an int"),
         ("system.explore.batch", None, "system: explore: fields do not match this version of DDQN: batch"),
         ("system.gamma", 0.9, "fields do not match this version of DREAM: gamma"),
-        ("steps", "many", "steps = 'many' is not a int"),
-        ("steps", 1.5, "steps = 1.5 is not a int"),
-        ("seed", True, "seed = True is not a int"),
-        ("stop_at", "never", "stop_at = 'never' is not a float | None"),
-        ("system.explore", 3, "explore = 3 is not a DDQN"),
-        ("system.exploration", "learnt", "exploration = 'learnt' is not one of learned, random, none"),
+        ("steps", "many", r"Config.steps = 'many' is a str; it must be an int in \[1, 2000000000\]"),
+        ("steps", 1.5, "Config.steps = 1.5 is a float"),
+        ("seed", True, "Config.seed = True is a bool"),
+        ("stop_at", "never", "Config.stop_at = 'never' is a str; it must be a float in .* or None"),
+        ("system.explore", 3, "config: system: DREAM.explore = 3 is an int; it must be a DDQN"),
+        ("system.exploration", "learnt", "unknown DREAM.exploration 'learnt'; did you mean learned"),
         ("steps", 0, r"Config.steps = 0 is out of range; it must lie in \[1, 2000000000\]"),
         ("steps", 3_000_000_000, "out of range"),
         ("system.noise", float("nan"), "DREAM.noise = nan is out of range"),
@@ -67,6 +178,31 @@ def test_whatever_is_not_a_complete_configuration_is_refused(path, value, told):
     assert "\n" not in str(error.value)
 
 
+@dataclass(frozen=True)
+class OwnSearch(CEM):
+    pass
+
+
+@dataclass(frozen=True)
+class OwnSystem(PETS):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("system", "told"),
+    [
+        (OwnSystem(), "Config.system is a OwnSystem, which could not be read back from config.json; choose CRAR or"),
+        (
+            PETS(planner=MPC(search=OwnSearch())),
+            "MPC.search is a OwnSearch, .* choose RandomShooting or CEM or ICEM or",
+        ),
+    ],
+)
+def test_classes_that_no_version_knows_are_no_part_of_a_run(system, told):
+    with pytest.raises(UserError, match=told):
+        Config(system, "a")
+
+
 def test_a_seed_beyond_32_bits_is_refused():
     with pytest.raises(UserError, match=r"seeds - 1 = 4294967296 is out of range"):
         replace(BASE, seed=2**32 - 1, seeds=2)
@@ -80,6 +216,8 @@ def test_a_seed_beyond_32_bits_is_refused():
         (b"", "cannot be read: Expecting"),
         (b"\xff\xfe", "cannot be read"),
         (b"[]", "is not a metadyna-run-1 configuration"),
+        (b"[" * 100_000, "cannot be read"),
+        (b"9" * 10_000, "cannot be read"),
         (b'{"format": "other"}', "is not a metadyna-run-1 configuration"),
     ],
 )
