@@ -300,12 +300,12 @@ def _evaluate(words: list[str]) -> int:
     _notes(result)
     tasks = f"{report['tasks']} {split} tasks"
     table = Table(title=f"{result.config.task}, {tasks}, step {report['step']}", title_justify="left")
-    episodes = [f"{name}: return (steps)" for name in result.config.system.episode_names]
-    for name in ("", "return", "95% over seeds", *episodes):
+    rounds = _shown_rounds(len(report["names"]))
+    episodes = [f"{report['names'][i]}: return (steps)" for i in rounds]
+    for name in ("", f"return ({report['score']})", "95% over seeds", *episodes):
         table.add_column(name, justify="left" if not name else "right")
     for seed, row in enumerate(report["seeds"], start=result.config.seed):
-        each = zip(row["returns"], row["lengths"], strict=True)
-        cells = [f"{returned:.3f} ({length:.1f})" for returned, length in each]
+        cells = [f"{row['returns'][i]:.3f} ({row['lengths'][i]:.1f})" for i in rounds]
         table.add_row(f"seed {seed}", f"{row['return']:.3f}", "", *cells)
     if len(report["seeds"]) > 1:
         low, high = report["interval"]
@@ -317,11 +317,16 @@ def _evaluate(words: list[str]) -> int:
     return 0
 
 
+def _shown_rounds(count: int) -> list[int]:
+    """Which rounds of a trial a table has room for: all, or the first three and the last."""
+    return list(range(count)) if count <= 6 else [0, 1, 2, count - 1]
+
+
 def evaluation_report(result: loop.Result, split: str) -> dict[str, Any]:
     """Scores of a run on a split, per seed and together, beside the exact reference returns."""
     evaluation = result.evaluate(split)
     returns, lengths = np.asarray(evaluation.returns), np.asarray(evaluation.lengths)
-    scores = returns[:, -1].mean(axis=-1)
+    scores = np.asarray(evaluation.scores).mean(axis=-1)
     interval = stats.bootstrap_interval(scores, stats.mean) if len(scores) > 1 else None
     family = result.program.family
     return {
@@ -331,9 +336,11 @@ def evaluation_report(result: loop.Result, split: str) -> dict[str, Any]:
         "step": result.steps,
         "return": float(scores.mean()),
         "interval": interval,
+        "names": list(evaluation.names),
+        "score": {"last": "of the last", "sum": "added up", "mean": "on average"}[evaluation.score],
         "seeds": [
-            {"return": float(each[-1]), "returns": each.tolist(), "lengths": length.tolist()}
-            for each, length in zip(returns.mean(axis=-1), lengths.mean(axis=-1), strict=True)
+            {"return": float(score), "returns": each.tolist(), "lengths": length.tolist()}
+            for score, each, length in zip(scores, returns.mean(axis=-1), lengths.mean(axis=-1), strict=True)
         ],
         "references": family.references(),
     }

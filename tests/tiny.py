@@ -12,6 +12,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from metadyna.adapt.context import EncoderDecoder
 from metadyna.adapt.gradient import GradientSteps
 from metadyna.data.source import Gathering
 from metadyna.improve.abstract import AbstractLearning
@@ -22,8 +23,9 @@ from metadyna.improve.sac import SAC
 from metadyna.models.abstract import Vector
 from metadyna.models.fit import Fit
 from metadyna.models.gaussian import GaussianEnsemble
-from metadyna.planning.act import TreeActing
+from metadyna.planning.acting import TreeActing
 from metadyna.planning.mpc import MPC
+from metadyna.policies.squashed import ActorCritic
 from metadyna.provenance.hashes import state_sha256
 from metadyna.runs import cache, loop
 from metadyna.runs.config import Config
@@ -43,7 +45,7 @@ from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 
 SMALL = DDQN(warmup=2, batch=4, update_every=8)
 TINY = Config(
-    system=DREAM(capacity=64, parallel=2, context_width=8, explore=SMALL, execute=SMALL),
+    system=DREAM(EncoderDecoder(width=8), capacity=64, parallel=2, explore=SMALL, execute=SMALL),
     task="city-5x5",
     steps=400,
     chunk=5,
@@ -56,18 +58,18 @@ MODEL = GaussianEnsemble(members=2, elites=2, widths=(8,), weight_decay=(0.0, 0.
 SURE = GaussianEnsemble(members=2, elites=2, widths=(8,), weight_decay=(0.0, 0.0), probabilistic=False)
 FIT = Fit(batch=16, holdout=0.0, max_updates=10)
 PLANNER = MPC(search=CEM(population=10, elites=3, iterations=2), horizon=5)
-POLICY = SAC(widths=(8,), batch=16)
+POLICY: Any = {"networks": ActorCritic(widths=(8,)), "sac": SAC(batch=16)}
 
 FEW: Any = {"tasks": 2, "episodes": 1, "widths": (8,), "shown_steps": 1}
 
 CONTINUOUS = {
     "e-maml": EMAML(**FEW),
-    "maml": MAML(**FEW, learner=MetaTRPO(GradientSteps(learnt_rates="step", steps=2), every_step=True)),
+    "maml": MAML(**FEW, outer=MetaTRPO(GradientSteps(learnt_rates="step", steps=2), every_step=True)),
     "mb-mpo": MBMPO(
         model=SURE, fit=FIT, widths=(8,), tasks=2, episodes=2, horizon=5, meta_steps=2, warmup=20, capacity=1_000,
     ),
     "mbpo": MBPO(
-        learner=POLICY, model=MODEL, fit=FIT, refresh=10, branches=3, updates=2, warmup=20, capacity=100,
+        **POLICY, model=MODEL, fit=FIT, refresh=10, branches=3, updates=2, warmup=20, capacity=100,
         horizon_end=3, horizon_from=20, horizon_until=60,
     ),
     "me-trpo": METRPO(
@@ -79,9 +81,9 @@ CONTINUOUS = {
         collect=20, warmup=20, capacity=200,
     ),
     "pets": PETS(model=MODEL, fit=FIT, planner=PLANNER, particles=2, collect=20, warmup=20, capacity=200),
-    "promp": ProMP(**FEW, learner=MetaPPO(updates=2)),
-    "ppo": ProximalPolicyOptimisation(learner=PPO(widths=(8,), minibatches=2, epochs=2), parallel=2, collect=20),
-    "sac": SoftActorCritic(learner=POLICY, warmup=20, capacity=100),
+    "promp": ProMP(**FEW, outer=MetaPPO(updates=2)),
+    "ppo": ProximalPolicyOptimisation(PPO(minibatches=2, epochs=2), widths=(8,), parallel=2, collect=20),
+    "sac": SoftActorCritic(**POLICY, warmup=20, capacity=100),
     "trpo": TrustRegionPolicyOptimisation(widths=(8,), parallel=2, collect=20),
 }  # fmt: skip
 """Systems for vectors of floats, as small as they can be."""

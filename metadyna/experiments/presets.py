@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from metadyna.adapt.context import EncoderDecoder
 from metadyna.adapt.gradient import GradientSteps
 from metadyna.data.source import Gathering
 from metadyna.errors import unknown
 from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.ddqn import DDQN
+from metadyna.improve.execution import FeedForward
 from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.improve.ppo import PPO
-from metadyna.improve.sac import SAC
 from metadyna.models.abstract import Vector
 from metadyna.models.fit import Fit
 from metadyna.models.gaussian import GaussianEnsemble
-from metadyna.planning.act import TreeActing
+from metadyna.planning.acting import TreeActing
 from metadyna.planning.mpc import MPC
+from metadyna.policies.squashed import ActorCritic
 from metadyna.runs.config import Config
 from metadyna.search.cem import CEM
 from metadyna.systems.crar import CRAR
@@ -34,12 +36,10 @@ from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 CODE = Config(system=DREAM(), task="city-distraction", steps=1_000_000, chunk=100, eval_every=50_000)
 """The published code (ezliu/dream): all defaults of `DREAM`."""
 
-PAPER = replace(CODE, system=DREAM(noise=0.1**0.5, penalty=0.01, encoder_hidden=256))
+PAPER = replace(CODE, system=DREAM(EncoderDecoder(noise=0.1**0.5, encoder_hidden=256), penalty=0.01))
 """The published text where it differs from the code: ρ² = 0.1, c = 0.01, a two-layer encoder."""
 
-CODE_FF = replace(
-    CODE, system=DREAM(memory=False, execute_batch="steps", explore=DDQN(warmup=8_000), execute=DDQN(warmup=60))
-)
+CODE_FF = replace(CODE, system=DREAM(execution=FeedForward(), explore=DDQN(warmup=8_000), execute=DDQN(warmup=60)))
 """The code's first release: feed-forward execution on single steps; its 500 steps of warm-up are about 60 episodes."""
 
 _BRISK = DDQN(
@@ -53,10 +53,8 @@ _BRISK = DDQN(
 
 FAST = Config(
     system=DREAM(
-        noise=0.35,
+        EncoderDecoder(noise=0.35, mixture="batch", target="online"),
         penalty=0.0,
-        mixture="batch",
-        target_context="online",
         parallel=16,
         explore=replace(_BRISK, learning_rate=1e-3, warmup=1_000, epsilon_steps=100_000),
         execute=_BRISK,
@@ -85,9 +83,8 @@ _SMALL = DDQN(
 
 DEMO = Config(
     system=DREAM(
+        EncoderDecoder(mixture="batch", target="online"),
         parallel=8,
-        mixture="batch",
-        target_context="online",
         penalty=0.01,
         explore=replace(_SMALL, warmup=300),
         execute=_SMALL,
@@ -104,7 +101,7 @@ SMOKE = replace(DEMO, steps=30_000, eval_every=5_000)
 """Seconds of learning: shows that everything works, not how well."""
 
 SAC_QUICK = Config(
-    system=SoftActorCritic(learner=SAC(), capacity=100_000),
+    system=SoftActorCritic(capacity=100_000),
     task="pendulum",
     steps=10_000,
     chunk=500,
@@ -140,13 +137,15 @@ MPC_RS_QUICK = replace(PETS_QUICK, system=RandomShootingMPC())
 """The same with one deterministic network and random shooting."""
 
 PPO_QUICK = Config(
-    system=ProximalPolicyOptimisation(parallel=4, collect=512, discount=0.9, learner=PPO(learning_rate=1e-3)),
+    system=ProximalPolicyOptimisation(
+        PPO(learning_rate=1e-3, minibatches=64), normalise=False, parallel=4, collect=1_024, discount=0.9
+    ),
     task="pendulum",
     steps=200_000,
     chunk=5,
     eval_every=20_000,
 )
-"""Swing a pendulum up, on short-sighted returns."""
+"""Swing a pendulum up and hold it, on short-sighted returns and observations as they are."""
 
 TRPO_QUICK = Config(system=TrustRegionPolicyOptimisation(), task="pendulum", steps=500_000, chunk=5, eval_every=50_000)
 """Swing a pendulum up, on batches of 10,000 steps."""
@@ -157,7 +156,7 @@ METRPO_QUICK = Config(system=METRPO(horizon=200), task="pendulum", steps=10_000,
 MBPO_QUICK = Config(
     system=MBPO(
         model=GaussianEnsemble(members=5, elites=5, widths=(64, 64), weight_decay=(1e-4, 1e-4, 1e-4)),
-        learner=SAC(widths=(128, 128)),
+        networks=ActorCritic(widths=(128, 128)),
         fit=Fit(max_updates=1_000),
         branches=100,
         updates=10,
@@ -234,7 +233,7 @@ _AS_MAML: Any = {"widths": (100, 100), "activation": "relu", "tasks": 20}
 """The policy's network as in MAML's code, and tasks per iteration as in its stored navigation."""
 
 MAML_NAVIGATION = Config(
-    system=MAML(learner=MetaTRPO(_NAVIGATION), **_AS_MAML),
+    system=MAML(MetaTRPO(_NAVIGATION), **_AS_MAML),
     task="navigation",
     steps=8_000_000,
     chunk=5,
@@ -244,9 +243,9 @@ MAML_NAVIGATION = Config(
 
 EMAML_NAVIGATION = replace(
     MAML_NAVIGATION,
-    system=EMAML(learner=MetaTRPO(_NAVIGATION, credit=True), **_AS_MAML),
+    system=EMAML(MetaTRPO(_NAVIGATION, credit=True), **_AS_MAML),
 )
-PROMP_NAVIGATION = replace(MAML_NAVIGATION, system=ProMP(learner=MetaPPO(_NAVIGATION), **_AS_MAML))
+PROMP_NAVIGATION = replace(MAML_NAVIGATION, system=ProMP(MetaPPO(_NAVIGATION), **_AS_MAML))
 
 MBMPO_QUICK = Config(
     system=MBMPO(
@@ -259,7 +258,7 @@ MBMPO_QUICK = Config(
 )
 """The pendulum, with small networks."""
 
-MBMPO_PPO = replace(MBMPO_QUICK, system=replace(MBMPO_QUICK.system, learner=MetaPPO(GradientSteps(rate=1e-3))))
+MBMPO_PPO = replace(MBMPO_QUICK, system=replace(MBMPO_QUICK.system, outer=MetaPPO(GradientSteps(rate=1e-3))))
 """The same with the outer step of ProMP."""
 
 _ALL_ROWS = Fit(batch=256, max_epochs=50, patience=20, bootstrap=False)
@@ -295,7 +294,7 @@ instead of 4,000, and networks of 2 x 200 units instead of 2 x 512."""
 
 MAML_CHEETAH = replace(
     MAML_NAVIGATION,
-    system=MAML(learner=MetaTRPO(GradientSteps(rate=0.1)), **_AS_MAML),
+    system=MAML(MetaTRPO(GradientSteps(rate=0.1)), **_AS_MAML),
     task="half-cheetah-direction",
     steps=16_000_000,
     chunk=1,

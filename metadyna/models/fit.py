@@ -240,7 +240,7 @@ def held_out(settings: Fit, rows: Rows) -> Bool[Array, "capacity"]:
     other way round.
     """
     place = replay.serials(rows.ring) * jnp.uint32(2_654_435_769)  # 2³² / golden ratio, modulo 2³²
-    number = place.astype(jnp.float32) / 2**32
+    number = place.astype(jnp.float32) / 2.0**32
     used = jnp.arange(rows.capacity) < rows.count
     share = jnp.minimum(settings.holdout, settings.max_holdout / jnp.maximum(rows.count, 1))
     least = jnp.min(number, where=used, initial=1.0)

@@ -1,5 +1,6 @@
 """Clips: what an agent does on one task, episode after episode, as an animated GIF."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from metadyna.collect.episodes import episode_lengths
-from metadyna.collect.recorder import Recorder
 from metadyna.envs.cooking import CookingGrid
 from metadyna.envs.gridworld import Action, CityGrid
 from metadyna.errors import UserError
@@ -20,7 +20,7 @@ from metadyna.pictures import films, spaces
 from metadyna.pictures.films import captioned
 from metadyna.pictures.grids import picture, text
 from metadyna.runs.loop import Result
-from metadyna.types import Pictured, Transition
+from metadyna.types import Pictured, Problems, Transition
 
 FRAME_SECONDS = 0.6
 PAUSE_FRAMES = 3
@@ -39,27 +39,29 @@ def render(
     """Let one seed of a run adapt to one task of a split and write all its episodes to `out` (.gif).
 
     `task` is an index into the split's enumeration (default: the middle one). Grids and mazes are shown step by step
-    to the end, all else at its own speed for the first `seconds` of an episode. Returns what was shown: name, length
-    and return of each episode; of grids the problem and the instruction too, and each episode's actions and boards.
+    to the end, all else at its own speed for the first `seconds` of an episode; of a round of several the first one.
+    Returns what was shown: name, length and return of each episode; of grids the problem and the instruction too, and
+    each episode's actions and boards.
     """
     if out.suffix != ".gif":
         raise UserError(f"{out} does not end in .gif, the format of clips")
     if not seconds > 0:
         raise UserError(f"seconds must be above 0, not {seconds:g}")
     system, program, name = result.config.system, result.program, result.config.task
+    collector: Any = program.collector
     env: Any = program.family.env
     stepwise = isinstance(env, CityGrid | CookingGrid | Pictured)
     camera = None if stepwise else films.camera(env, name)
     params = _actor(result, seed)
     index, one = _chosen(program.tasks(split), task, split)
-    recorder = Recorder(program.collector)
-    episodes = system.trial(params, recorder if camera else program.collector, one, jax.random.key(index))
-    alone, many = jax.tree.map(lambda x: x[0], one), len(episodes) > 1
+    trial = system.trial(params, replace(collector, watch=camera is not None), one, jax.random.key(index))
+    alone, many = jax.tree.map(lambda x: x[0], one), len(trial.names) > 1
     frames, takes, shown = [], [], []
-    for number, (what, episode) in enumerate(zip(system.episode_names, episodes, strict=True), 1):
+    for number, what in enumerate(trial.names, 1):
+        episode = jax.tree.map(lambda x, i=number - 1: x[:, :, i, 0], trial.episodes)
         if camera:
             title = f"{name}: {number}. {what}" if many else f"{name}: {what}"
-            takes.append(films.shoot(camera, alone, recorder.states[number - 1], episode, title, size, seconds))
+            takes.append(films.shoot(camera, alone, episode, title, size, seconds))
             shown.append({"name": what, **takes[-1].record})
         elif isinstance(env, Pictured):
             title = f"{name}: {what}" + (", and its abstract state" if isinstance(params, Abstract) else "")
@@ -67,8 +69,8 @@ def render(
             frames += pictures
             shown.append({"name": what, **record})
         else:
-            scored = number == len(episodes)
-            title = f"{number}. {what}" + ("" if scored else " (goal unknown)")
+            scored = trial.score != "last" or number == len(trial.names)
+            title = f"{number}. {what}" + ("" if scored else " (not scored)")
             pictures, record = _episode(env, alone, episode, title, scored, size)
             frames += pictures
             shown.append(record)
@@ -80,8 +82,9 @@ def render(
             imageio.imwrite(out, np.stack(frames), duration=int(1000 * FRAME_SECONDS), loop=0)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
-    hidden = isinstance(env, CityGrid | CookingGrid)
-    about = {"problem": int(alone.problem), "instruction": np.asarray(alone.goal).tolist()} if hidden else {}
+    about = {}
+    if isinstance(env, Problems):
+        about = {"problem": int(env.problem(alone)), "instruction": np.asarray(env.instruction(alone)).tolist()}
     return {"out": str(out), "task": index, **about, "episodes": shown}
 
 

@@ -62,9 +62,11 @@ def camera(env: Any, name: str) -> Camera:
     )
 
 
-def shoot(camera: Camera, task: Any, states: Any, episode: Transition, title: str, size: int, seconds: float) -> Take:
-    """Film the first `seconds` of an episode [T, 1] of one task that went through states [T + 1, 1]."""
-    states, actions = jax.tree.map(lambda x: np.asarray(x[:, 0]), (states, episode.action))
+def shoot(camera: Camera, task: Any, episode: Transition, title: str, size: int, seconds: float) -> Take:
+    """Film the first `seconds` of an episode [T, 1] of one task, which a collector has watched."""
+    before, after = (seen.state for seen in episode.hidden)
+    states = jax.tree.map(lambda x, y: np.concatenate([x[:1, 0], y[:, 0]]), before, after)
+    actions = np.asarray(episode.action[:, 0])
     rewards = np.asarray(episode.reward[: int(episode_lengths(episode.last)[0]), 0], np.float64)
     returns = np.append(0, np.cumsum(rewards))
 

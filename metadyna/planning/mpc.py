@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,7 @@ class Planning(NamedTuple):
     history: History
 
 
+@runtime_checkable
 class Outlook(Protocol):
     """What sequences [N, H, A] are worth to who has lived a history."""
 

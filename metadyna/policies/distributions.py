@@ -5,13 +5,13 @@ summed over the last axis.
 """
 
 import math
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -52,7 +52,7 @@ class Distribution(Protocol):
         """In nats; differential for densities."""
         ...
 
-    def kl(self, other: Self) -> Float[Array, "*batch"]:
+    def kl(self, other: PyTree) -> Float[Array, "*batch"]:
         """KL(self || other) in nats."""
         ...
 

@@ -83,7 +83,8 @@ class DeviceProgram(Program):
 
     def __init__(self, config: Config, family: Family):
         super().__init__(config, family)
-        self.collector = DeviceCollector(family.env, family.train)
+        env: Any = family.env
+        self.collector = DeviceCollector(env, family.train)
         self.mesh = seeds.mesh(config.seeds)
 
     def init(self) -> RunState:
@@ -171,13 +172,13 @@ class HostProgram(Program):
 
     def __init__(self, config: Config, family: Family):
         super().__init__(config, family)
-        self.collector = HostCollector(family.env, family.train)
+        self.collector = _hosted(family)
 
     @functools.cached_property
     def _collectors(self) -> list[HostCollector]:
         """One per seed, with simulators of its own: two threads may not step the same ones."""
         others = [envs.make(self.config.task) for _ in range(1, self.config.seeds)]
-        return [self.collector, *(HostCollector(family.env, family.train) for family in others)]
+        return [self.collector, *map(_hosted, others)]
 
     def init(self) -> RunState:
         """Fresh states of all seeds."""
@@ -238,6 +239,11 @@ class HostProgram(Program):
             made.append(metrics)
         state = state._replace(system=inner, iteration=jnp.int32(first + self.config.chunk))
         return state, jax.tree.map(lambda *x: np.sum(np.stack(x), axis=0), *made)
+
+
+def _hosted(family: Family) -> HostCollector:
+    env: Any = family.env
+    return HostCollector(env, family.train)
 
 
 _fold_in = jax.jit(jax.random.fold_in)

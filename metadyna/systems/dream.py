@@ -45,10 +45,10 @@ from metadyna.collect.episodes import (
 )
 from metadyna.errors import UserError
 from metadyna.improve.ddqn import DDQN, DDQNLearner, double_q_target, td_loss
+from metadyna.improve.execution import FeedForward, Recurrent
 from metadyna.improve.repeat import repeat_updates
 from metadyna.nets.recurrent import LSTMState
 from metadyna.policies.action_values import ExplorePolicy, greedy_or_random
-from metadyna.improve.execution import FeedForward, Recurrent
 from metadyna.settings import Settings
 from metadyna.types import (
     Act,
