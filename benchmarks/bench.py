@@ -23,7 +23,6 @@ from benchmarks.flops import matmul_flops
 from metadyna import envs
 from metadyna.collect import replay
 from metadyna.experiments.presets import PRESETS
-from metadyna.nets.distinct import Distinct
 from metadyna.provenance import machine
 from metadyna.runs import loop, seeds
 from metadyna.runs.doctor import matmul_gflops
@@ -146,15 +145,14 @@ def update_flops(program: loop.Program, state: loop.RunState) -> dict[str, int]:
     system: Any = program.config.system
     env: Any = program.family.env
     one = jax.tree.map(lambda x: x[0], state.system)
-    distinct = Distinct.create(env.observations, sizes(env.spec.observation))
-    batch = replay.sample(one.trials, jax.random.key(0), system.execute.batch)
-    by_decoder = jnp.ones(system.execute.batch, bool)
+    batch = replay.sample(one.attempts, jax.random.key(0), system.execute.batch).swapped()
+    lived, source = jnp.ones(system.execute.batch, bool), one.execute.weights.source
 
     def explore(weights: Any) -> jax.Array:
-        return system._explore_loss(weights, one.explore.target, one.execute.weights, batch, distinct)[0]
+        return system._explore_loss(env, weights, one.explore.target, source, batch)[0]
 
     def execute(weights: Any) -> jax.Array:
-        return system._execute_loss(weights, one.execute.target, batch, by_decoder, distinct, jax.random.key(0))[0]
+        return system._execute_loss(env, weights, one.execute.target, batch, lived, jax.random.key(0))[0]
 
     return {
         "explore": matmul_flops(jax.grad(explore), one.explore.weights),

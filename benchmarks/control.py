@@ -21,19 +21,21 @@ from mujoco import rollout
 
 from benchmarks.flops import matmul_flops
 from metadyna import envs
+from metadyna.collect import replay
+from metadyna.collect.compute import compiled
 from metadyna.collect.host import HostCollector
 from metadyna.envs.mujoco import FULL
 from metadyna.experiments.presets import PRESETS
 from metadyna.improve.sac import SAC
 from metadyna.models import fit as fits
-from metadyna.models.fit import Fit
+from metadyna.models.fit import Fit, Rows
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import sequence_returns
-from metadyna.models.world import known_world
+from metadyna.models.worlds import Meaning, known_world
+from metadyna.policies.squashed import ActorCritic
 from metadyna.provenance import machine
 from metadyna.runs import loop
 from metadyna.systems.mbpo import MBPO
-from metadyna.systems.mpc import planned
 from metadyna.systems.sac import SoftActorCritic
 from metadyna.types import TimeStep, Transition
 
@@ -142,16 +144,17 @@ def bench_sac(peak: float, peer: Path | None, every: int, rounds: int = 3, steps
     return result
 
 
-def sac_flops(sac: SAC) -> int:
+def sac_flops(sac: SAC, networks: ActorCritic) -> int:
     """Matrix products of one update on HalfCheetah's sizes."""
-    learner = sac.init(ROBOT_OBSERVED, ROBOT_ACTIONS, jax.random.key(0))
+    learner = sac.start(*networks.create(ROBOT_OBSERVED, ROBOT_ACTIONS, jax.random.key(0)))
     return matmul_flops(sac.update, learner, _rows(sac.batch), jax.random.key(1))
 
 
 def bench_learner(peak: float, width: int, times: int = 100) -> dict[str, Any]:
     """Updates per second of SAC alone, in one compiled loop without a simulator."""
-    sac = SAC(widths=(width, width))
-    learner, rows = sac.init(ROBOT_OBSERVED, ROBOT_ACTIONS, jax.random.key(0)), _rows(10_000)
+    sac, networks = SAC(), ActorCritic(widths=(width, width))
+    learner = sac.start(*networks.create(ROBOT_OBSERVED, ROBOT_ACTIONS, jax.random.key(0)))
+    rows = _rows(10_000)
 
     @jax.jit
     def many(learner: Any, rows: Transition) -> Any:
@@ -163,21 +166,20 @@ def bench_learner(peak: float, width: int, times: int = 100) -> dict[str, Any]:
         return jax.lax.scan(once, learner, jax.random.split(jax.random.key(2), times))[0]
 
     rate = times / median_seconds(lambda: many(learner, rows))
-    return _updates(rate, sac_flops(sac), peak)
+    return _updates(rate, sac_flops(sac, networks), peak)
 
 
 def bench_fit(peak: float, model: GaussianEnsemble, rows: int = 5_000) -> dict[str, Any]:
     """Fitting an ensemble to HalfCheetah's sizes, 256 rows per member and update."""
-    data, settings = _rows(rows), Fit(max_updates=100, max_epochs=1_000_000, patience=1_000_000)
-    inputs = jnp.concatenate([data.obs, data.action], axis=1)
-    targets = jnp.concatenate([data.reward[:, None], data.next_obs], axis=1)
-    state = fits.init(model, inputs.shape[1], targets.shape[1], jax.random.key(0))
-    fit = jax.jit(lambda state, key: fits.fit(settings, model, state, inputs, targets, rows, key)[0])
-    seconds = median_seconds(lambda: fit(state, jax.random.key(1)))
-    x, y = (jnp.zeros((model.members, settings.batch, a.shape[1])) for a in (inputs, targets))
+    settings, meaning = Fit(max_updates=100, max_epochs=1_000_000, patience=1_000_000), Meaning()
+    sizes = ROBOT_OBSERVED + ROBOT_ACTIONS, 1 + ROBOT_OBSERVED
+    state, ring = fits.start(model, model.create(*sizes, jax.random.key(0))), replay.full(_rows(rows))
+    fit = jax.jit(lambda ring, key: fits.fit(settings, model, state, Rows(ring, meaning.examples), key)[0])
+    seconds = median_seconds(lambda: fit(ring, jax.random.key(1)))
+    examples = tuple(jnp.zeros((model.members, settings.batch, size)) for size in sizes)
 
     def loss(weights: Any) -> Any:
-        return model.loss(replace(state.ensemble, weights=weights), x, y, jnp.ones(settings.batch, bool))
+        return model.loss(replace(state.ensemble, weights=weights), examples, jnp.ones(settings.batch, bool))
 
     return _updates(settings.max_updates / seconds, matmul_flops(jax.grad(loss), state.ensemble.weights), peak)
 
@@ -189,14 +191,14 @@ def bench_planner(peak: float, steps: int = 50) -> dict[str, Any]:
     program = loop.build(replace(PRESETS["pets"]["quick"], system=system))
     collector: Any = program.collector
     state: Any = jax.tree.map(lambda x: x[0], program.init()).system
-    params = system.params(state)._replace(random=jnp.bool_(False))
-    act = planned(system, family.env)
+    ensemble = state.model.ensemble
+    act, params = system.acting(family.env), (ensemble, jnp.bool_(False))
     collect = jax.jit(lambda env, key: collector.collect(act, params, env, key, steps)[1].reward)
     seconds = median_seconds(lambda: collect(state.env, jax.random.key(0))) / steps
-    world, search = known_world(family.env), system.planner.search
+    world, search = known_world(family.env).world(ensemble), system.planner.search
     sequences = jnp.zeros((search.population, system.planner.horizon, 1))
     scoring = matmul_flops(
-        lambda s, k: sequence_returns(world, params.model, jnp.zeros(3), s, k, system.particles, system.propagation),
+        lambda s, k: sequence_returns(world, jnp.zeros(3), s, k, system.particles, system.propagation),
         sequences,
         jax.random.key(0),
     )
@@ -210,20 +212,20 @@ def bench_planner(peak: float, steps: int = 50) -> dict[str, Any]:
 
 def bench_mbpo(peak: float, width: int) -> dict[str, Any]:
     """MBPO on HalfCheetah: policy updates per second on real and imagined rows."""
-    system = MBPO(learner=SAC(widths=(width, width)), warmup=10, refresh=10, fit=Fit(max_updates=10))
+    system = MBPO(ActorCritic(widths=(width, width)), warmup=10, refresh=10, fit=Fit(max_updates=10))
     program = loop.build(replace(PRESETS["mbpo"]["quick"], system=system, task="half-cheetah", chunk=1))
     state, _, _ = program.chunk(program.init())
     state, _, _ = program.chunk(state)
     one: Any = jax.tree.map(lambda x: x[0], state).system
     lived = jax.tree.map(lambda x: x[None], _rows(1))
-    learner, real = one.learner, one.real  # donated, so each call goes on from the last
+    state, improve = one._replace(env=(), steps=jnp.int32(100)), compiled(system._improve, 0, donate=True)
 
-    def learn() -> Any:
-        nonlocal learner, real
-        learner, real, _, _ = system._improve(learner, real, one.imagined, lived, jnp.int32(100), jax.random.key(0))
-        return learner
+    def learn() -> Any:  # donated, so each call goes on from the last
+        nonlocal state
+        state, _ = improve(state, lived, jax.random.key(0))
+        return state.learner
 
-    return _updates(system.updates / median_seconds(learn, 11), sac_flops(system.learner), peak)
+    return _updates(system.updates / median_seconds(learn, 11), sac_flops(system.sac, system.networks), peak)
 
 
 def _updates(rate: float, flops: int, peak: float) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from metadyna.collect.device import DeviceCollector
 from metadyna.experiments.presets import PRESETS
 from metadyna.models.bounded import Nearby
 from metadyna.models.imagine import branch
-from metadyna.models.world import known_world
-from metadyna.policies.gaussian import practise
+from metadyna.models.worlds import known_world
+from metadyna.policies.acting import practise
 from metadyna.runs import loop
 from metadyna.systems.mbmpo import MBMPO, State
 
@@ -50,7 +50,7 @@ def _imagination(peak: float, system: MBMPO) -> dict[str, Any]:
 
         def of_task(policy: Any, member: Any, starts: jax.Array, key: jax.Array) -> jax.Array:
             only = Nearby(state.model.ensemble.only(member), system.reach)
-            return branch(world, only, practise, policy, starts, system.horizon, key).reward
+            return branch(world.world(only), practise, policy, starts, system.horizon, key).reward
 
         return jax.vmap(of_task)(state.policies, system.models, starts, jax.random.split(key, system.tasks))
 
@@ -67,6 +67,7 @@ def bench_meta_learning() -> dict[str, Any]:
     system = SIZES["5 tasks of 20"]
     state, world = _ready(system)
 
+    @jax.jit
     def learn(state: State, key: jax.Array) -> Any:
         return system._meta_learn(world, state, key)[0].meta
 

@@ -407,14 +407,14 @@ class TaskDistribution(Protocol):
 
 
 class Family(NamedTuple):
-    """A named benchmark: one environment and its train and test tasks.
+    """A named benchmark: one environment, an `Env` or a `HostEnv`, and its train and test tasks.
 
     `references` maps a name (`optimal`, `walking`, `random`) to the mean undiscounted return of that policy over the
     test split, computed exactly.
     """
 
     name: str
-    env: Env | HostEnv
+    env: Any
     train: TaskDistribution
     test: TaskDistribution
     references: Callable[[], dict[str, float]]

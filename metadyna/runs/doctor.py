@@ -6,7 +6,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +65,6 @@ def _writable() -> Check:
 def _environment() -> Check:
     family = envs.make("city-5x5")
     task = jax.tree.map(lambda x: x[0], family.test.enumerate())
-    env: Any = family.env
-    state, _ = env.reset(task, jax.random.key(0))
-    _, timestep = env.step(task, state, jnp.int32(0), jax.random.key(0))
+    state, _ = family.env.reset(task, jax.random.key(0))
+    _, timestep = family.env.step(task, state, jnp.int32(0), jax.random.key(0))
     return Check("environment", f"one step of city-5x5 pays {float(timestep.reward):.1f}", float(timestep.reward) < 0)

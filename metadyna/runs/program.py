@@ -83,8 +83,7 @@ class DeviceProgram(Program):
 
     def __init__(self, config: Config, family: Family):
         super().__init__(config, family)
-        env: Any = family.env
-        self.collector = DeviceCollector(env, family.train)
+        self.collector = DeviceCollector(family.env, family.train)
         self.mesh = seeds.mesh(config.seeds)
 
     def init(self) -> RunState:
@@ -242,8 +241,7 @@ class HostProgram(Program):
 
 
 def _hosted(family: Family) -> HostCollector:
-    env: Any = family.env
-    return HostCollector(env, family.train)
+    return HostCollector(family.env, family.train)
 
 
 _fold_in = jax.jit(jax.random.fold_in)

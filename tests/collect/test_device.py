@@ -9,7 +9,7 @@ from metadyna.collect.device import DeviceCollector
 from metadyna.collect.episodes import all_observations, episode_lengths, episode_returns, previous_actions, valid_steps
 from metadyna.envs.gridworld import COURSE_CITY, Action, CityGrid, GridTask, Split
 from metadyna.envs.probes import PROBES, Probe
-from metadyna.types import Average
+from metadyna.types import Outcome
 
 LEFT, UP, RIGHT, DOWN, STAY, RIDE, END, PICK_UP, DROP = Action
 KEY = jax.random.key(0)
@@ -35,7 +35,7 @@ def random_act(params, carry, timestep, key):
 def play(env, *actions):
     actions = actions + (STAY,) * (env.horizon - len(actions))
     tasks = GridTask(jnp.zeros(1, jnp.int32), jnp.zeros((1, 2), jnp.int32))
-    return collector_of(env).episodes(scripted(actions), (), jnp.zeros(1, jnp.int32), tasks, KEY)
+    return collector_of(env).episodes(scripted(actions), (), jnp.zeros(1, jnp.int32), tasks, KEY).episodes
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,7 @@ def test_rewards_after_the_end_do_not_count():
     assert episode_lengths(episodes.last).tolist() == [2]
     assert episodes.reward.shape == (COURSE_CITY.horizon, 1)
     assert jnp.all(episodes.reward[2:] != 0)
+    assert jnp.all(episodes.last[1:])
     np.testing.assert_allclose(episode_returns(episodes), [-3.0], atol=1e-5)
 
 
@@ -85,23 +86,25 @@ def test_a_time_limit_is_not_a_termination(env, actions, length, discount):
 
 def test_observations_chain_and_previous_actions_agree_with_the_environment():
     tasks = jax.vmap(Split(COURSE_CITY, tuple(range(24))).sample)(jax.random.split(KEY, 5))
-    episodes = collector_of(COURSE_CITY).episodes(random_act, (), jnp.zeros(5, jnp.int32), tasks, KEY)
+    episodes = collector_of(COURSE_CITY).episodes(random_act, (), jnp.zeros(5, jnp.int32), tasks, KEY).episodes
     np.testing.assert_array_equal(episodes.obs[1:], episodes.next_obs[:-1])
     observations, previous = all_observations(episodes), previous_actions(episodes.action)
     np.testing.assert_array_equal(observations[:-1], episodes.obs)
     np.testing.assert_array_equal(observations[-1], episodes.next_obs[-1])
     told, carry = episodes.extras
-    np.testing.assert_array_equal(previous[:-1], told)
+    valid = np.asarray(valid_steps(episodes.last))
+    np.testing.assert_array_equal(previous[:-1][valid], told[valid])
     np.testing.assert_array_equal(previous[-1], episodes.action[-1])
-    np.testing.assert_array_equal(carry, np.tile(np.arange(COURSE_CITY.horizon)[:, None], 5))
+    np.testing.assert_array_equal(carry, np.minimum(np.cumsum(valid, axis=0) - valid, episode_lengths(episodes.last)))
 
 
 def test_a_task_gives_the_same_episode_alone_as_in_a_batch():
     collector = collector_of(COURSE_CITY)
     tasks = jax.vmap(Split(COURSE_CITY, tuple(range(24))).sample)(jax.random.split(KEY, 4))
-    together = collector.episodes(random_act, (), jnp.arange(4), tasks, KEY)
+    together = collector.episodes(random_act, (), jnp.arange(4), tasks, KEY).episodes
     assert len(np.unique(together.action, axis=1).T) == 4
-    play_alone = jax.jit(lambda carry, task, key: collector._episode(random_act, (), carry, task, key))
+    nothing = jax.tree.map(lambda x: x[0], Outcome.none(COURSE_CITY.spec.action, 1))
+    play_alone = jax.jit(lambda carry, task, key: collector._episode(random_act, (), carry, task, key, nothing)[0])
     for i, key in enumerate(jax.random.split(KEY, 4)):
         task = jax.tree.map(lambda x, i=i: x[i], tasks)
         alone = play_alone(jnp.int32(i), task, key)
@@ -111,8 +114,8 @@ def test_a_task_gives_the_same_episode_alone_as_in_a_batch():
 def test_a_smaller_batch_plays_the_beginning_of_a_larger_one():
     collector = collector_of(COURSE_CITY)
     tasks = Split(COURSE_CITY, (3, 5)).enumerate()
-    large = collector.episodes(random_act, (), jnp.arange(8), tasks, KEY)
-    small = collector.episodes(random_act, (), jnp.arange(3), jax.tree.map(lambda x: x[:3], tasks), KEY)
+    large = collector.episodes(random_act, (), jnp.arange(8), tasks, KEY).episodes
+    small = collector.episodes(random_act, (), jnp.arange(3), jax.tree.map(lambda x: x[:3], tasks), KEY).episodes
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, :3], y), large, small)
 
 
@@ -124,7 +127,7 @@ def test_a_batch_draws_different_starts_and_keys():
         jnp.zeros(32),
         jnp.zeros(32),
         KEY,
-    )
+    ).episodes
     pairs = set(zip(episodes.obs[0, :, 0].tolist(), episodes.action[0].tolist(), strict=True))
     assert pairs == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
@@ -132,8 +135,10 @@ def test_a_batch_draws_different_starts_and_keys():
 def test_a_step_pairs_the_action_with_the_reward_it_earned():
     env = Probe(rewards=((0.0, 1.0), (2.0, 3.0)), horizon=2)
     act = scripted((1, 0))
-    episodes = DeviceCollector(env, Split(COURSE_CITY, (0,))).episodes(
-        act, (), jnp.zeros(1, jnp.int32), jnp.zeros(1), KEY
+    episodes = (
+        DeviceCollector(env, Split(COURSE_CITY, (0,)))
+        .episodes(act, (), jnp.zeros(1, jnp.int32), jnp.zeros(1), KEY)
+        .episodes
     )
     assert episodes.reward[:, 0].tolist() == [1, 2]
     assert episodes.obs[:, 0, 0].tolist() == [0, 1]
@@ -160,14 +165,14 @@ def test_collecting_goes_on_where_it_stopped_and_books_the_episodes_that_ended()
         assert state.finished["train/episode_length"] == (2 * count, count)
 
 
-def test_repeating_is_compiled_once():
+def test_scanning_is_compiled_once():
     collector, traces = DeviceCollector(PROBES["constant"], Split(COURSE_CITY, (0,))), []
 
     def step(state, key):
         traces.append(1)
-        return state + 1, {"a/state": Average(state, jnp.int32(1))}
+        return state + 1, state
 
-    state, metrics = collector.repeat(step, jnp.float32(3), jax.random.split(KEY, 5))
+    state, made = collector.scan(step, jnp.float32(3), jax.random.split(KEY, 5))
     assert state == 8
-    assert metrics == {"a/state": (3 + 4 + 5 + 6 + 7, 5)}
+    assert made.tolist() == [3, 4, 5, 6, 7]
     assert len(traces) == 1

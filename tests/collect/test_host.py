@@ -1,7 +1,7 @@
 """Collecting from simulators on the host: the same meaning as on a device, checked on both."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metadyna.collect import trials
 from metadyna.collect.device import DeviceCollector
 from metadyna.collect.episodes import episode_lengths, episode_returns, valid_steps
 from metadyna.collect.host import HostCollector
@@ -232,19 +233,22 @@ def numberless(tree):
 @pytest.mark.parametrize("kind", BOTH)
 def test_episodes_are_padded_to_the_horizon(kind):
     tasks = Counts().enumerate()
-    played = BOTH[kind].episodes(count_calls, (), jnp.zeros(6, jnp.int32), tasks, KEY)
+    played = BOTH[kind].episodes(count_calls, (), jnp.zeros(6, jnp.int32), tasks, KEY).episodes
     assert jax.tree.map(np.shape, played).extras["since"] == (5, 6)
     np.testing.assert_array_equal(episode_lengths(played.last), [1, 2, 3, 4, 5, 5])
     np.testing.assert_array_equal(episode_returns(played), [1, 3, 6, 10, 15, 15])
     valid = np.asarray(valid_steps(played.last))
     np.testing.assert_array_equal(played.discount[valid & played.last], [0, 0, 0, 0, 0, 1][: valid[played.last].sum()])
+    assert played.last[~valid].all()
     np.testing.assert_array_equal(played.obs[..., 0][valid], np.tile(np.arange(6), (5, 1))[valid])
 
 
 def test_short_episodes_are_padded_too():
     """All are over before the horizon; the host stops then, and fills up with the last step."""
     tasks = Count(jnp.array([2, 1]), jnp.arange(2))
-    host, device = (BOTH[k].episodes(count_calls, (), jnp.zeros(2, jnp.int32), tasks, KEY) for k in ("host", "device"))
+    host, device = (
+        BOTH[k].episodes(count_calls, (), jnp.zeros(2, jnp.int32), tasks, KEY).episodes for k in ("host", "device")
+    )
     assert jax.tree.map(np.shape, host) == jax.tree.map(np.shape, device)
     assert host.last[1:].all()
     np.testing.assert_array_equal(host.obs[2:], np.stack([host.obs[1]] * 3))
@@ -252,17 +256,14 @@ def test_short_episodes_are_padded_too():
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_repeating_adds_the_metrics_up(kind):
-    def step(state, key):
-        value = jax.random.uniform(key)
-        return state + 1, {"a/value": Average(value, jnp.int32(1)), "a/count": Average(state, jnp.int32(2))}
-
+def test_scanning_stacks_what_was_made(kind):
     keys = jax.random.split(KEY, 4)
-    state, metrics = BOTH[kind].repeat(step, jnp.float32(10), keys)
+    state, made = BOTH[kind].scan(
+        lambda state, key: (state + 1, (state, jax.random.uniform(key))), jnp.float32(10), keys
+    )
     assert state == 14
-    assert metrics["a/value"].total == pytest.approx(float(sum(jax.random.uniform(key) for key in keys)), rel=1e-6)
-    assert metrics["a/value"].weight == 4
-    assert metrics["a/count"] == Average(10 + 11 + 12 + 13, 8)
+    assert made[0].tolist() == [10, 11, 12, 13]
+    np.testing.assert_allclose(made[1], [jax.random.uniform(key) for key in keys], rtol=1e-6)
 
 
 def test_collecting_may_be_repeated():
@@ -275,8 +276,8 @@ def test_collecting_may_be_repeated():
             return state, {**state.finished, "seen": Average(made.reward.sum(), 2)}
 
         begun = collector.begin(jnp.zeros(2, jnp.int32), 2, KEY)
-        state, metrics = collector.repeat(step, begun, jax.random.split(KEY, 7))
-        results[kind] = jax.tree.map(float, (metrics, list(state.returns)))
+        state, made = collector.scan(step, begun, jax.random.split(KEY, 7))
+        results[kind] = jax.tree.map(float, (jax.tree.map(lambda x: x.sum(axis=0), made), list(state.returns)))
     assert results["host"] == results["device"]
     assert results["host"][0]["train/episode_length"] == Average(12, 4)
     assert results["host"][0]["seen"].total == 2 * (6 + 6 + 1)
@@ -330,7 +331,7 @@ def test_host_and_device_collect_the_same():
 def test_host_and_device_play_the_same_episodes():
     both = collectors(Fixed(horizon=7), Quarter())
     tasks = Episode(jnp.arange(4))
-    host, device = (c.episodes(homewards, jnp.float32(9), jnp.zeros(4), tasks, KEY) for c in both.values())
+    host, device = (c.episodes(homewards, jnp.float32(9), jnp.zeros(4), tasks, KEY).episodes for c in both.values())
     valid = np.asarray(valid_steps(device.last))
     np.testing.assert_array_equal(valid_steps(host.last), valid)
     assert valid.sum(axis=0).tolist() == [3, 7, 6, 4]
@@ -345,7 +346,7 @@ def test_every_task_is_played_by_weights_of_its_own(kind):
         return params[None] + 0.1 * jax.random.uniform(key, (1,)), carry, timestep.obs[:1]
 
     tasks = Count(jnp.array([2, 4]), jnp.arange(2))
-    played = BOTH[kind].episodes_of_each(act, jnp.array([3.0, 5.0]), tasks, 3, KEY)
+    played = BOTH[kind].episodes_of_each(act, jnp.array([3.0, 5.0]), jnp.zeros((2, 3)), tasks, 3, KEY).episodes
     assert jax.tree.map(np.shape, played).action == (5, 2, 3, 1)
     np.testing.assert_array_equal(episode_returns(played), [[3] * 3, [10] * 3])
     valid = np.asarray(valid_steps(played.last))
@@ -355,6 +356,124 @@ def test_every_task_is_played_by_weights_of_its_own(kind):
     assert ((actions >= wanted) & (actions <= wanted + 0.1))[valid].all()
     np.testing.assert_array_equal(number[valid], np.broadcast_to([[[0], [1]]], valid.shape)[valid])
     assert len(np.unique(actions[valid])) == valid.sum()
+
+
+# --- memory
+
+
+def hears(params, calls, timestep, key):
+    """Counts its calls, over episodes too, and notes what it is told of the step before."""
+    told = timestep.reward, timestep.discount, timestep.first, timestep.prev_action[0]
+    return calls[None].astype(jnp.float32), calls + 1, told
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_memory_is_returned_as_it_was_after_the_last_step_and_how_that_went(kind):
+    """Not as it would be after all the padding."""
+    played = BOTH[kind].episodes(hears, (), jnp.zeros(6, jnp.int32), Counts().enumerate(), KEY)
+    np.testing.assert_array_equal(played.carry, [1, 2, 3, 4, 5, 5])
+    np.testing.assert_array_equal(played.outcome.reward, [1, 2, 3, 4, 5, 5])
+    np.testing.assert_array_equal(played.outcome.discount, [0, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(played.outcome.action[:, 0], [0, 1, 2, 3, 4, 4])
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_each_of_several_episodes_of_a_task_keeps_a_memory_of_its_own(kind):
+    tasks, calls = Count(jnp.array([2, 4]), jnp.arange(2)), jnp.arange(6).reshape(2, 3)
+    played = BOTH[kind].episodes_of_each(hears, jnp.zeros(2), calls, tasks, 3, KEY)
+    np.testing.assert_array_equal(played.carry, calls + jnp.array([[2], [4]]))
+    np.testing.assert_array_equal(played.outcome.reward, [[2] * 3, [4] * 3])
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_trial_goes_on_with_the_memory_and_tells_how_the_last_episode_ended(kind):
+    """Card of RL2, 3.7: the last reward and the end of an episode reach the next call, which no reset may hide."""
+    tasks = Count(jnp.array([2, 6, 1]), jnp.arange(3))
+    played = trials.live(BOTH[kind], hears, (), jnp.zeros(3, jnp.int32), tasks, 3, KEY)
+    steps, valid = trials.joined(played.episodes)
+    assert played.episodes.reward.shape == (5, 3, 3)
+    np.testing.assert_array_equal(valid.sum(axis=0), [6, 15, 3])
+    np.testing.assert_array_equal(played.carry, [6, 15, 3])
+    for task, rewards in enumerate(([1, 2] * 3, [1, 2, 3, 4, 5] * 3, [1] * 3)):
+        there = np.asarray(valid[:, task])
+        assert there.tolist() == sorted(there.tolist(), reverse=True)
+        count, length = len(rewards), len(rewards) // 3
+        np.testing.assert_array_equal(steps.reward[:count, task], rewards)
+        np.testing.assert_array_equal(steps.action[:count, task, 0], np.arange(count))
+        np.testing.assert_array_equal(np.flatnonzero(steps.last[:count, task]), np.arange(length - 1, count, length))
+        reward, discount, first, action = (np.asarray(x)[:count, task] for x in steps.extras)
+        np.testing.assert_array_equal(reward, [0, *rewards[:-1]])
+        np.testing.assert_array_equal(action, [0, *range(count - 1)])
+        np.testing.assert_array_equal(first, np.arange(count) % length == 0)
+        ends = (np.arange(count) % length == 0) & (np.arange(count) > 0)
+        np.testing.assert_array_equal(discount, np.where(ends, 1.0 if task == 1 else 0.0, 1.0))
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_collecting_tells_how_the_last_episode_ended(kind):
+    collector = THREES[kind]
+    begun = collector.begin(jnp.zeros(2, jnp.int32), 2, KEY)
+    _, made = collect(collector, hears, (), begun, KEY, 7)
+    reward, discount, first, action = (np.asarray(x)[:, 0] for x in made.extras)
+    np.testing.assert_array_equal(reward, [0, 1, 2, 3, 1, 2, 3])
+    np.testing.assert_array_equal(discount, [1, 1, 1, 0, 1, 1, 0])
+    np.testing.assert_array_equal(first, [1, 0, 0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(action, [0, 0, 1, 2, 3, 4, 5])
+
+
+# --- what agents may not see
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_what_is_hidden_never_reaches_an_agent_and_is_kept_by_who_watches(kind):
+    def act(params, carry, timestep, key):
+        assert timestep.hidden == ()
+        return jnp.zeros(1), carry, ()
+
+    plain = collectors(Secretive(), Counts())[kind]
+    watching, tasks = replace(plain, watch=True), Counts().enumerate()
+    seen, unseen = (c.episodes(act, (), jnp.zeros(6), tasks, KEY).episodes for c in (watching, plain))
+    before, after = seen.hidden
+    valid = np.asarray(valid_steps(seen.last))
+    times = np.tile(np.arange(5)[:, None], 6)
+    np.testing.assert_array_equal(np.asarray(before.state)[valid], times[valid])
+    np.testing.assert_array_equal(np.asarray(after.state)[valid], times[valid] + 1)
+    np.testing.assert_array_equal(np.asarray(before.hidden)[valid], 100 + times[valid])
+    np.testing.assert_array_equal(np.asarray(after.hidden)[valid], 101 + times[valid])
+    jax.tree.map(np.testing.assert_array_equal, seen._replace(hidden=()), unseen)
+    begun = watching.begin(jnp.zeros(6), 6, KEY)
+    _, made = watching.collect(act, (), begun, KEY, 3)
+    assert made.hidden[0].hidden.shape == (3, 6)
+
+
+class Secretive(Counter):
+    """Hides 100 more than it counts."""
+
+    def reset(self, task, key):
+        state, timestep = super().reset(task, key)
+        return state, timestep._replace(hidden=100 + state)
+
+    def step(self, task, state, action, key):
+        state, timestep = super().step(task, state, action, key)
+        return state, timestep._replace(hidden=100 + state)
+
+
+# --- computing between calls
+
+
+def test_only_what_is_spent_is_overwritten_and_only_where_the_program_said_so():
+    env = OnHost(Counter())
+    for donate in (False, True):
+        for spend in (False, True):
+            collector, x, y = HostCollector(env, Counts(), donate=donate), jnp.arange(3.0), jnp.ones(3)
+            made = collector.compute(scale_and_add, x, y, static=(2.0,), spend=spend)
+            assert made.tolist() == [1, 3, 5]
+            assert x.is_deleted() == (donate and spend)
+            assert not y.is_deleted()
+
+
+def scale_and_add(factor, x, y):
+    return factor * x + y
 
 
 # --- the host alone
