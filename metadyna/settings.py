@@ -36,7 +36,7 @@ class Settings:
 Widths = tuple[Annotated[int, "[1, 65536]"], ...]
 """Units of hidden layers, from the input; of none where a network is to be linear."""
 
-Horizon = Annotated[int, "[1, 2000000000]"]
+Horizon = Annotated[int, "[1, 2147483647]"]
 """Longest episode in steps, which are counted in 32 bits."""
 
 

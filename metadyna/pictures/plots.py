@@ -315,15 +315,16 @@ def _curves(folder: Path, metric: str) -> list[_Curve]:
     rows = [row for row in read_metrics(folder) if metric in row]
     if not rows:
         raise UserError(f"no metric '{metric}' in {folder}; it has: {', '.join(_metric_names(folder))}")
-    steps = np.array([row["step"] for row in rows], dtype=np.float64)
     values = np.array([np.atleast_1d(row[metric]) for row in rows], dtype=np.float64)
-    # A seed that has ended logs NaN while the others go on.
-    return [_Curve(steps[measured], seed[measured]) for seed in values.T if (measured := np.isfinite(seed)).any()]
+    steps = np.array([np.broadcast_to(row.get("steps", row["step"]), values.shape[1:]) for row in rows], np.float64)
+    # A seed that has ended stays where it is while the others go on, and logs NaN or what it has logged before.
+    measured = np.isfinite(values) & (np.diff(steps, axis=0, prepend=-1) > 0)
+    return [_Curve(x[at], y[at]) for x, y, at in zip(steps.T, values.T, measured.T, strict=True) if at.any()]
 
 
 def _metric_names(folder: Path) -> list[str]:
     """Metrics that a run has logged."""
-    return sorted({name for row in read_metrics(folder) for name in row} - {"step"})
+    return sorted({name for row in read_metrics(folder) for name in row} - {"step", "steps"})
 
 
 def _on_common_steps(

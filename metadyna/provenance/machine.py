@@ -96,7 +96,7 @@ def usable_cores(membership: Path = Path("/proc/self/cgroup"), mounts: Path = Pa
 
 def _quotas(membership: Path, mounts: Path) -> Iterator[float]:
     """CPU quotas, in cores, of a process's control group and of those around it; none where there are no limits."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in membership.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
@@ -111,15 +111,12 @@ def _quotas(membership: Path, mounts: Path) -> Iterator[float]:
 
 def _quota(group: Path) -> Iterator[float]:
     """The quota of one control group: of version 2 in one file, of version 1 in two; "max" and -1 are none."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (float(word) for word in (group / "cpu.max").read_text(encoding="utf-8").split())
-        yield quota / period
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (
-            float((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")) for name in ("quota", "period")
-        )
-        if quota > 0:
-            yield quota / period
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):
+            told = " ".join((group / name).read_text(encoding="utf-8") for name in files)
+            quota, period = (float(word) for word in told.split())
+            if quota > 0 and period > 0:
+                yield quota / period
 
 
 def _memory_bytes() -> int | None:

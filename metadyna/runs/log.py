@@ -5,11 +5,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from tensorboardX import SummaryWriter
@@ -26,29 +27,34 @@ _YEAR = 365 * 24 * 3600.0
 class RunLog:
     """Metrics of one run, by environment step.
 
-    A new log appends to what the folder holds. With `resume_step`, lines of later steps are dropped first, so that
-    an interrupted and resumed run has each step once; TensorBoard is told to drop them, too. Use it as a context
-    manager or call `close`. Raises UserError where the folder cannot be written.
+    A row has the mean `step` of the seeds and, while they are not all at the same one, the list of their `steps`.
+
+    A new log appends to what the folder holds. With `resume_step`, the mean that a run goes on from, lines of later
+    steps are dropped first, so that an interrupted and resumed run has each once; TensorBoard is told to drop them,
+    too. Use it as a context manager or call `close`. Raises UserError where the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None):
+    def __init__(self, folder: Path, resume_step: int | float | None = None):
         self._path = Path(folder) / METRICS_FILE
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _repair(self._path, resume_step)
             self._file = self._path.open("a", encoding="utf-8")
-            purge_step = None if resume_step is None else resume_step + 1
+            purge_step = None if resume_step is None else int(resume_step) + 1
             self._events = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=purge_step, flush_secs=10)
         except OSError as error:
             raise _unwritable(self._path, error) from error
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Record metrics at an environment step: each a float, or a list with one float per seed.
+    def write(self, steps: int | Sequence[int] | Int[np.ndarray, "seeds"], metrics: Mapping[str, Any]) -> None:
+        """Record metrics at an environment step, or at one of each seed: a metric is a float, or a list with a float
+        per seed.
 
         Arrays of 0 or 1 dimensions count as floats and lists; TensorBoard gets the mean of a list. NaN and
         infinities are kept, in Python's spelling of JSON.
         """
-        row = {"step": int(step), **{name: _plain(name, value) for name, value in metrics.items()}}
+        each = np.unique(steps).size > 1
+        where = {"step": int(np.mean(steps)), **({"steps": np.asarray(steps).tolist()} if each else {})}
+        row = {**where, **{name: _plain(name, value) for name, value in metrics.items()}}
         try:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -71,7 +77,7 @@ class RunLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Rows of a run in the order written: `step`, and each metric as a float or a list of floats.
+    """Rows of a run in the order written: `step`, `steps` where seeds differ, and metrics as floats or lists of them.
 
     A torn last line, left by a killed process, is ignored. Raises UserError if there is no row or if a line is
     damaged.
@@ -148,17 +154,22 @@ def _plain(name: str, value: Any) -> float | list[float]:
     return array.tolist()
 
 
-def _repair(path: Path, resume_step: int | None) -> None:
+def _repair(path: Path, resume_step: int | float | None) -> None:
     """Rewrite the file without a torn last line and without the steps after `resume_step`, all or nothing."""
     if not path.exists():
         return
-    kept = [line for row, line in _rows(path) if resume_step is None or row["step"] <= resume_step]
+    kept = [line for row, line in _rows(path) if resume_step is None or _mean_step(row) <= resume_step]
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in kept)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _mean_step(row: Mapping[str, Any]) -> float:
+    """Where the seeds were: it grows from row to row, even where its whole part does not."""
+    return float(np.mean(row.get("steps", row["step"])))
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

@@ -163,7 +163,7 @@ def _train(
     steps = _steps(program, state)
     if np.all(_ended(config, state, steps)):
         return Result(folder, config, state)
-    resume_step = int(np.mean(steps)) if chunk else -1
+    resume_step = float(np.mean(steps)) if chunk else -1.0
     began = saved = time.monotonic()
     saved_chunk = chunk if chunk else None
 
@@ -181,7 +181,7 @@ def _train(
 
     with (
         RunLog(folder, resume_step) as log,
-        Progress(config.steps, progress, max(resume_step, 0)) as bar,
+        Progress(config.steps, progress, max(int(resume_step), 0)) as bar,
         _interruptible() as interrupted,
     ):
         while not np.all(_ended(config, state, steps)) and not interrupted():
@@ -198,7 +198,7 @@ def _train(
             state, scores = _evaluate_if_due(program, state, before, steps)
             row.update(scores)
             row["time/seconds"] = seconds + time.monotonic() - began
-            log.write(int(np.mean(steps)), row)
+            log.write(steps, row)
             latest = row.get("eval/return", row.get("train/episode_return"))
             bar.update(int(np.mean(steps)), None if latest is None else float(np.nanmean(latest)))
             if time.monotonic() - saved >= config.checkpoint_seconds:

@@ -192,7 +192,14 @@ def test_samples_are_uniform_over_the_split():
     np.testing.assert_allclose(same.mean(0), 1 / 8, atol=0.015)
 
 
-@pytest.mark.parametrize(("split", "count", "there"), [("train", 4097, 4096), ("test", 513, 512), ("test", 0, 512)])
-def test_bad_counts_are_explained(split, count, there):
-    with pytest.raises(UserError, match=f"count is {count}; the {split} split has 1 to {there} mazes"):
+@pytest.mark.parametrize(
+    ("split", "count", "told"),
+    [
+        ("train", 4097, r"count = 4097 is out of range; it must lie in \[1, 4096\]"),
+        ("test", 513, "count is 513; the test split has 1 to 512 mazes"),
+        ("test", 0, "count = 0 is out of range"),
+    ],
+)
+def test_bad_counts_are_explained(split, count, told):
+    with pytest.raises(UserError, match=told):
         Mazes("published", split, count)

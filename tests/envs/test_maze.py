@@ -114,7 +114,7 @@ def test_prices_are_settings():
 
 @pytest.mark.parametrize("env", [Labyrinth, SimpleMaze])
 def test_bad_settings_are_explained(env):
-    with pytest.raises(UserError, match="horizon is 0"):
+    with pytest.raises(UserError, match=r"horizon = 0 is out of range"):
         env(horizon=0)
 
 

@@ -63,6 +63,17 @@ def test_curves_use_the_common_range(tmp_path, drawn):
     np.testing.assert_allclose(mean.get_xydata(), [[5, 5], [10, 10]])
 
 
+def test_a_seed_that_has_stopped_is_drawn_at_its_own_steps(tmp_path, drawn):
+    with RunLog(tmp_path) as log:
+        for steps, values in (([10, 10], [0.0, 1.0]), ([20, 20], [1.0, 2.0]), ([20, 40], [1.0, 4.0])):
+            log.write(steps, {"eval/return": values, "steps_per_second": 1.0})
+    plots.learning_curves({"arm": [tmp_path]}, tmp_path / "out.png")
+    first, second, mean, *_ = (line.get_xydata().tolist() for line in drawn[0].axes[0].lines)
+    assert first == [[10, 0], [20, 1]]
+    assert second == [[10, 1], [20, 2], [40, 4]]
+    assert mean == [[10, 0.5], [20, 1.5]]
+
+
 def test_reference_labels_do_not_overlap(tmp_path, drawn):
     run = make_run(tmp_path / "a", [0, 10], [0.0, 10.0])
     references = {f"level {i}": value for i, value in enumerate([9.9, 10.0, 10.0, 0.1, 5.0, 10.2])}

@@ -52,6 +52,56 @@ def test_record_is_json_and_complete(monkeypatch):
     assert Path(sys.executable).name in record["command"]
 
 
+V2 = {"cgroup": "0::/job/step\n"}
+V1 = {"cgroup": "5:memory:/job\n4:cpu,cpuacct:/job\n0::/other\n"}
+V1_GROUP = "sys/cpu,cpuacct/job"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cgroup": "damaged\n"}, 8),
+        (V2, 8),
+        ({**V2, "sys/job/step/cpu.max": "max 100000\n"}, 8),
+        ({**V2, "sys/job/step/cpu.max": "300000 100000\n"}, 3),
+        ({**V2, "sys/job/step/cpu.max": "250000 100000\n"}, 3),
+        ({**V2, "sys/job/step/cpu.max": "10000 100000\n"}, 1),
+        ({**V2, "sys/job/step/cpu.max": "900000 100000\n"}, 8),  # more than it may run on
+        ({**V2, "sys/job/step/cpu.max": "max 100000\n", "sys/job/cpu.max": "200000 100000\n"}, 2),
+        ({**V2, "sys/job/step/cpu.max": "500000 100000\n", "sys/cpu.max": "200000 100000\n"}, 2),
+        ({**V2, "sys/job/step/cpu.max": "damaged\n"}, 8),
+        ({"cgroup": "0::/../on/the/host\n", "sys/cpu.max": "200000 100000\n"}, 2),
+        ({**V1, f"{V1_GROUP}/cpu.cfs_quota_us": "-1\n", f"{V1_GROUP}/cpu.cfs_period_us": "100000\n"}, 8),
+        ({**V1, f"{V1_GROUP}/cpu.cfs_quota_us": "200000\n", f"{V1_GROUP}/cpu.cfs_period_us": "50000\n"}, 4),
+        ({**V1, "sys/memory/job/cpu.max": "100000 100000\n"}, 8),
+    ],
+)
+def test_no_more_cores_are_used_than_the_quota_pays_for(files, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine.usable_cores(tmp_path / "cgroup", tmp_path / "sys") == cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_a_process_on_one_core_starts_no_threads_for_others():
+    script = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import jax
+from metadyna import envs
+from metadyna.provenance import machine
+from metadyna.runs import seeds
+seeds.use_cores(8)
+assert len(jax.devices()) == 2, jax.devices()
+assert machine.environment_record()["cores"] == 1
+assert envs.make("inverted-pendulum").env._threads == 1
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, cwd=ROOT, timeout=120)
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout")
 def test_git_state_is_that_of_this_package():
     state = machine._git_state()

@@ -194,7 +194,7 @@ class OwnSystem(PETS):
         (OwnSystem(), "Config.system is a OwnSystem, which could not be read back from config.json; choose CRAR or"),
         (
             PETS(planner=MPC(search=OwnSearch())),
-            "MPC.search is a OwnSearch, .* choose RandomShooting or CEM or ICEM or",
+            "MPC.search is a OwnSearch, .* choose RandomShooting or CEM",
         ),
     ],
 )

@@ -5,7 +5,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import jax
@@ -92,6 +95,33 @@ def test_chunks_are_compiled_once(monkeypatch):
     state = program.chunk(state)[0]
     program.chunk(program.place(loop.load(trained().folder).state))
     assert len(traced) == first > 0
+
+
+@pytest.mark.parametrize("switch", ["JAX_ENABLE_X64=1", "jax.config"])
+def test_64_bits_are_refused_in_one_line_before_anything_is_written(switch, tmp_path):
+    script = f"""
+import jax
+if {switch!r} == "jax.config":
+    jax.config.update("jax_enable_x64", True)
+from metadyna.errors import UserError
+from metadyna.experiments.presets import preset
+from metadyna.runs import loop
+for verb, start in [("run", lambda: loop.run(preset("sac", "quick"), {str(tmp_path / "new")!r}))] + [
+    (verb.__name__, lambda verb=verb: verb({str(copy(tmp_path))!r})) for verb in (loop.resume, loop.load, loop.inspect)
+]:
+    try:
+        start()
+    except UserError as error:
+        print(verb, error)
+"""
+    environment = {**os.environ, **({"JAX_ENABLE_X64": "1"} if "=" in switch else {})}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=root, check=True, capture_output=True, text=True
+    )
+    told = "MetaDyna computes in 32 bits, but JAX is set to 64; unset JAX_ENABLE_X64 (jax_enable_x64)"
+    assert done.stdout.splitlines() == [f"{verb} {told}" for verb in ("run", "resume", "load", "inspect")]
+    assert not (tmp_path / "new").exists()
 
 
 # --- stopping and going on

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metadyna.pictures import plots
 from metadyna.runs import loop, seeds
 from metadyna.runs.evaluate import Evaluation
+from metadyna.runs.log import RunLog, read_metrics
 from metadyna.runs.program import DeviceProgram
 from tests.tiny import PROGRAM, TINY, compiled_once, home  # noqa: F401
 
@@ -106,6 +108,38 @@ def test_seeds_that_were_interrupted_together_end_together(tmp_path):
     half = loop.run(replace(TOGETHER, steps=100), tmp_path, progress=False)
     whole = loop.resume(half.folder, TOGETHER, progress=False)
     assert loop.inspect(whole.folder)["state_sha256"] == loop.inspect(together().folder)["state_sha256"]
+
+
+def test_a_seed_that_has_stopped_does_not_move_the_others(tmp_path, monkeypatch):
+    """Each seed's returns are logged, and drawn, at its own steps, those that it has when alone."""
+    rows = together().metrics
+    stopped = np.asarray(together().state.stopped)
+    counts = [row.get("steps", [row["step"]] * 3) for row in rows]
+    assert [row["step"] for row in rows] == [int(np.mean(each)) for each in counts]
+    assert all("steps" in row or len({*each}) == 1 for row, each in zip(rows, counts, strict=True))
+    assert (np.diff(counts, axis=0) >= 0).all()
+    assert counts[-1] == [int(n) for n in jax.vmap(TOGETHER.system.steps)(together().state.system)]
+    assert max(count for count, ended in zip(counts[-1], stopped, strict=True) if ended) < min(
+        count for count, ended in zip(counts[-1], stopped, strict=True) if not ended
+    )
+    curves = plots._curves(together().folder, "train/episode_return")
+    for k in range(3):
+        alone = loop.run(replace(TOGETHER, seed=k, seeds=1), tmp_path / str(k), progress=False)
+        for metric in ("train/episode_return", "eval/return"):
+            of_one, of_all = plots._curves(alone.folder, metric)[0], plots._curves(together().folder, metric)[k]
+            both = np.isin(of_all.steps, of_one.steps)  # in company a seed is evaluated where the others are due, too
+            np.testing.assert_array_equal(of_all.steps[both], of_one.steps)
+            np.testing.assert_array_equal(of_all.values[both], of_one.values)
+    assert len({curve.steps[-1] for curve in curves}) > 1
+
+
+def test_what_was_logged_after_the_checkpoint_is_dropped_though_the_mean_is_the_same_number(tmp_path):
+    with RunLog(tmp_path) as log:
+        for steps in ([5, 5, 5], [5, 5, 6], [5, 5, 7], [5, 5, 8]):
+            log.write(steps, {"loss": 0.0})
+    RunLog(tmp_path, np.mean([5, 5, 6])).close()
+    assert [row.get("steps") for row in read_metrics(tmp_path)] == [None, [5, 5, 6]]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [5, 5]
 
 
 def test_metrics_are_lists_by_seed():
