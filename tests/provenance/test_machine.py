@@ -133,6 +133,16 @@ def test_nothing_in_the_record_names_a_folder_or_a_user(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout")
+def test_no_tracked_file_names_a_folder_of_a_machine():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    absolute = re.compile(rb"(?<![\w.])/(home|root|tmp|work|Users)/")
+    files = [ROOT / name for name in listed.split("\0") if name]
+    assert len(files) > 100
+    texts = {path: path.read_bytes() for path in files if path.is_file()}
+    assert [path for path, text in texts.items() if b"\0" not in text and absolute.search(text)] == []
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout")
 def test_git_state_is_that_of_this_package():
     state = machine._git_state()
     assert state is not None
