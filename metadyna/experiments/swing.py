@@ -1,11 +1,13 @@
 """What planning in a learnt model gains and where the model deceives it, measured on the pendulum.
 
-Five measurements, each a function of a seed that returns numbers by arm: how soon PETS plans as well as one who knows
+Five measurements, each a function of a seed that returns numbers by name: how soon PETS plans as well as one who knows
 the dynamics, how planners and horizons compare on one model, how errors compound, how far a planner's promise exceeds
 what it keeps, and what an ensemble is worth where data are few. The agents are the parts of `systems/mpc.py`; the true
 dynamics stand in for a model where truth is wanted.
 """
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -13,31 +15,38 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from metadyna.collect.device import DeviceCollector
 from metadyna.collect.episodes import episode_returns
 from metadyna.envs.control import OneTask, Pendulum
+from metadyna.experiments.kinds import of_kind
 from metadyna.experiments.presets import PETS_QUICK
 from metadyna.models import fit as fits
 from metadyna.models.fit import Fit, FitState
 from metadyna.models.gaussian import Ensemble, GaussianEnsemble
 from metadyna.models.imagine import Predictor, open_loop_errors, sequence_returns
 from metadyna.models.world import known_world
+from metadyna.runs import stats
 from metadyna.search import maximise
 from metadyna.search.random import RandomShooting
 from metadyna.systems.mpc import PETS, Params
 from metadyna.types import TimeStep, Transition
 
-Measured = dict[str, list[float]]
-"""Numbers by arm: of several episodes, or along a line."""
+Lists = dict[str, list[float]]
+"""Numbers by label: of several episodes, or along a line."""
 
 PENDULUM = Pendulum()
 WORLD = known_world(PENDULUM)
 COLLECTOR = DeviceCollector(PENDULUM, OneTask())
-AGENT: Any = PETS_QUICK.system
+AGENT = of_kind(PETS_QUICK.system, PETS)
 FIT = Fit(holdout=0.0, max_epochs=100_000, max_updates=2_000)
 """How a model is learnt from nothing."""
+
+
+LEAST_REWARD = -(math.pi**2 + 0.1 * 8**2 + 0.001 * 2**2)
+"""Upside down, at the largest speed and torque."""
 
 
 class TruePendulum(eqx.Module):
@@ -74,13 +83,13 @@ class Trials:
 
     episodes: int = 9
 
-    def __call__(self, seed: int) -> Measured:
+    def __call__(self, seed: int) -> Lists:
         """Along a line: episode after episode."""
         k_data, k_init, *keys = jax.random.split(jax.random.key(seed), 2 + self.episodes)
         room = 200 * (self.episodes + 1)
         data = jax.tree.map(lambda x: jnp.resize(x, (room, *x.shape[1:])), random_rows(1, k_data))
         state = fits.init(AGENT.model, 4, 3, k_init)
-        found: Measured = {"PETS": [], "true dynamics": []}
+        found: Lists = {"PETS": [], "true dynamics": []}
         for trial, key in enumerate(keys):
             k_fit, k_play = jax.random.split(key)
             at = 200 * (trial + 1)
@@ -100,7 +109,7 @@ class Planners:
     data: int = 10
     episodes: int = 10
 
-    def __call__(self, seed: int) -> Measured:
+    def __call__(self, seed: int) -> Lists:
         """Arms differ in the planner; all but the first and the last plan in the same learnt model."""
         k_data, k_fit, k_play = jax.random.split(jax.random.key(seed), 3)
         model = learn(AGENT.model, random_rows(self.data, k_data), k_fit)
@@ -124,7 +133,7 @@ class Compounding:
     horizon: int = 50
     trajectories: int = 100
 
-    def __call__(self, seed: int) -> Measured:
+    def __call__(self, seed: int) -> Lists:
         """Means over members and over the beginnings of episodes that were not learnt from."""
         k_data, k_fit, k_test = jax.random.split(jax.random.key(seed), 3)
         test = random_episodes(self.trajectories, k_test)
@@ -147,7 +156,7 @@ class Exploitation:
     data: int = 10
     starts: int = 100
 
-    def __call__(self, seed: int) -> Measured:
+    def __call__(self, seed: int) -> Lists:
         """Of random and of planned sequences, before and after one planned episode joins the data."""
         k_data, k_fit, k_start, k_more, k_test = jax.random.split(jax.random.key(seed), 5)
         rows = random_rows(self.data, k_data, self.reach)
@@ -160,38 +169,62 @@ class Exploitation:
                 rows = jax.tree.map(lambda *x: jnp.concatenate(x), rows, more)
                 model = learn(AGENT.model, rows, k_fit)
             for kind, planned in (("random sequences", False), ("planned sequences", True)):
-                found[kind + label] = optimism(model, starts, planned, k_test).tolist()
+                promised, kept = promises(model, starts, planned, k_test)
+                found[kind + label] = (promised - kept).tolist()
         return found
 
 
 @dataclass(frozen=True)
 class FewData:
-    """Mean return of planned episodes by the number of random transitions that were learnt from."""
+    """What is planned in a model of few transitions, whose torques reach `reach` of what planning may use.
 
-    transitions: tuple[int, ...] = (50, 100, 200)
-    episodes: int = 5
+    The data, the starts and the test steps follow from the seed alone, so models of the same seed are pairs.
+    """
 
-    def __call__(self, seed: int) -> Measured:
-        """Five networks or one, everything else alike."""
-        k_data, k_fit, k_play = jax.random.split(jax.random.key(seed), 3)
-        rows = random_rows(1, k_data)
-        single = replace(AGENT, model=replace(AGENT.model, members=1, elites=1))
-        found = {}
-        for arm, system in {"ensemble of 5": AGENT, "single network": single}.items():
-            returns = []
-            for count in self.transitions:
-                model = learn(system.model, jax.tree.map(lambda x, n=count: x[:n], rows), k_fit)
-                returns.append(sum(play(system, model, self.episodes, k_play)) / self.episodes)
-            found[arm] = returns
+    members: int = 5
+    bootstrap: bool = True
+    """Whether each member learns from its own draw of the data; else each from all of them."""
+    data: int = 3
+    """Random episodes of 200 steps that are learnt from."""
+    reach: float = 0.25
+    starts: int = 40
+    tests: int = 5
+    """Random episodes with the full torque that errors are measured on."""
+
+    def __call__(self, seed: int) -> Mapping[str, float]:
+        """Means over starts and test steps; of several members also whether they disagree where they are wrong.
+
+        Where a member flies off, a promise counts as the least that a sequence can earn.
+        """
+        k_data, k_fit, k_start, k_plan, k_test = jax.random.split(jax.random.key(seed), 5)
+        settings = replace(AGENT.model, members=self.members, elites=self.members)
+        rows = random_rows(self.data, k_data, self.reach)
+        model = learn(settings, rows, k_fit, replace(FIT, bootstrap=self.bootstrap))
+        starts = random_episodes(self.starts, k_start).obs[0]
+        promised, kept = promises(model, starts, True, k_plan)
+        error, disagreement = one_step_errors(model, random_rows(self.tests, k_test))
+        found = {
+            "promised - kept return": float(
+                jnp.mean(jnp.maximum(promised, LEAST_REWARD * AGENT.planner.horizon) - kept)
+            ),
+            "kept return": float(jnp.mean(kept)),
+            "error of a full-torque step": float(jnp.sqrt(jnp.mean(error**2))),
+        }
+        if self.members > 1:
+            found["rank correlation of disagreement and error"] = stats.rank_correlation(
+                np.asarray(error), np.asarray(disagreement)
+            )
         return found
 
 
 @partial(jax.jit, static_argnums=2)
-def optimism(model: Any, starts: Float[Array, "n obs"], planned: bool, key: PRNGKeyArray) -> Float[Array, "n"]:
-    """What a model promises for a sequence of AGENT's horizon minus what the true dynamics pay for it."""
+def promises(
+    model: Predictor, starts: Float[Array, "n obs"], planned: bool, key: PRNGKeyArray
+) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    """What a model promises for a sequence of AGENT's horizon, and what the true dynamics pay for it."""
     planner = AGENT.planner
 
-    def one(obs: Array, key: PRNGKeyArray) -> Array:
+    def one(obs: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
         k_search, k_promise = jax.random.split(key)
         promise = partial(sequence_returns, WORLD, model, obs, particles=AGENT.particles, mode=AGENT.propagation)
         sequence = jax.random.uniform(k_search, (planner.horizon, 1), minval=-1, maxval=1)
@@ -199,9 +232,20 @@ def optimism(model: Any, starts: Float[Array, "n obs"], planned: bool, key: PRNG
             found = maximise(planner.search, promise, planner.init((1,), -1.0, 1.0), k_search)
             sequence = planner.search.solution(found)
         kept = sequence_returns(WORLD, TruePendulum(), obs, sequence[None], k_promise, 1)[0]
-        return promise(sequence[None], k_promise)[0] - kept
+        return promise(sequence[None], k_promise)[0], kept
 
     return jax.lax.map(lambda each: one(*each), (starts, jax.random.split(key, starts.shape[0])))
+
+
+@jax.jit
+def one_step_errors(model: Predictor, rows: Transition) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    """By row, root mean squares over the entries of the observation: the error of the members' mean, and their
+    deviation from it."""
+    obs, action = (jnp.broadcast_to(x, (model.num_members, *x.shape)) for x in (rows.obs, rows.action))
+    told, _, _ = WORLD.step(model, obs, action, None)
+    mean = jnp.mean(told, axis=0)
+    error = jnp.sqrt(jnp.mean((mean - rows.next_obs) ** 2, axis=-1))
+    return error, jnp.sqrt(jnp.mean((told - mean[None]) ** 2, axis=(0, 2)))
 
 
 # ------------------------------------------------------------------------------------------ collecting and learning
@@ -228,7 +272,7 @@ def planned_episodes(system: PETS, model: Predictor, count: int, key: PRNGKeyArr
 
 
 @cache
-def _player(system: PETS, count: int) -> Any:
+def _player(system: PETS, count: int) -> Callable[[Predictor, PRNGKeyArray], Transition]:
     """Compiled once for each system and kind of model."""
 
     @jax.jit
@@ -248,10 +292,10 @@ def flat(episodes: Transition) -> Transition:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), episodes)
 
 
-def learn(model: GaussianEnsemble, rows: Transition, key: PRNGKeyArray) -> Ensemble:
+def learn(model: GaussianEnsemble, rows: Transition, key: PRNGKeyArray, settings: Fit | None = None) -> Ensemble:
     """A model of the pendulum, from nothing."""
     k_init, k_fit = jax.random.split(key)
-    return go_on(FIT, model, fits.init(model, 4, 3, k_init), rows, rows.reward.shape[0], k_fit).ensemble
+    return go_on(settings or FIT, model, fits.init(model, 4, 3, k_init), rows, rows.reward.shape[0], k_fit).ensemble
 
 
 @partial(jax.jit, static_argnums=(0, 1))
