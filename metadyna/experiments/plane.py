@@ -4,7 +4,7 @@ Clavera et al. 2018, section 6: plasticity where models disagree, tailored data 
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
