@@ -185,18 +185,18 @@ def _reproduce(words: list[str]) -> int:
             budget: quick or full.
             out: Folder for runs, figure, and tables.
             seeds: Seeds per arm, if not the budget's.
-            only: Run this arm alone and draw nothing, so that several processes or machines can share the work. For
-                the figures whose seeds leave a record each, which is all that the drawing needs (gmas-fig1 and others).
+            only: Run this arm alone and draw nothing, so that several processes or machines can share the work. Every
+                seed leaves a record, which is all that the drawing needs.
             first_seed: The first seed, with --only.
         """
         return figure, budget, out, seeds, only, first_seed
 
     figure, budget, folder, count, only, first = _parse(reproduce, "reproduce", words)
     cache.enable_compilation_cache()
-    experiment = figures.find(figure, budget)
-    if isinstance(experiment, figures.Experiment):
-        seeds.use_cores(experiment.seeds if count is None else count)
-    for path in figures.reproduce(experiment, folder, count, only, first):
+    study = figures.find(figure, budget)
+    if study.company:
+        seeds.use_cores(study.seeds if count is None else count)
+    for path in figures.reproduce(study, folder, count, only, first):
         print(path)
     return 0
 

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +17,26 @@ from metadyna.envs.catcher import SIDE, Catcher
 from metadyna.envs.labyrinths import Mazes
 from metadyna.envs.maze import Labyrinth, SimpleMaze
 from metadyna.envs.maze_references import normalised, optimal_return
-from metadyna.experiments.records import Measured
+from metadyna.experiments import tables
+from metadyna.experiments.kinds import of_kind
+from metadyna.experiments.records import Measured, Records
+from metadyna.experiments.reports import Curve
+from metadyna.experiments.tables import Row
 from metadyna.improve.slopes import distance
 from metadyna.models.abstract import Abstract
 from metadyna.nets.sight import sight
 from metadyna.pictures import plots
 from metadyna.planning.tree import depth_values
 from metadyna.runs import loop, stats
-from metadyna.types import Family
+from metadyna.systems.crar import CRAR
+from metadyna.systems.gmas import GMAS
+from metadyna.types import Env, Family
 
 DEPTHS = (0, 1, 3, 5)
 """At which the labyrinths are planned in the text's figure."""
 EPSILON = 0.1
 BASELINE = "CRAR"
 DEEPEST = 5
-
-Records = Mapping[str, Sequence[Measured]]
-"""What was measured of every seed, by arm."""
 
 
 def measure(result: loop.Result) -> Measured:
@@ -43,9 +45,10 @@ def measure(result: loop.Result) -> Measured:
     Scores are means over all test tasks, by depth and probability of a random action. The deepest plan is tried with
     random actions only: agents that go in circles make every episode a full one.
     """
-    system: Any = result.config.system
+    system = of_kind(result.config.system, CRAR, GMAS)
     rows = [row for row in result.metrics if "eval/return" in row]
-    curve = {name: [row[f"eval/episode_{i}/return"] for row in rows] for i, name in enumerate(system.episode_names)}
+    names = [f"depth {depth}" for depth in system.acting.depths]
+    curve = {name: [row[f"eval/episode_{i}/return"] for row in rows] for i, name in enumerate(names)}
     scores = {_cell(d, system.acting.epsilon): curve[f"depth {d}"][-1] for d in system.acting.depths}
     for cell in [*((depth, EPSILON) for depth in DEPTHS), *((depth, 0.0) for depth in system.acting.depths)]:
         if _cell(*cell) not in scores:
@@ -65,7 +68,7 @@ def _cell(depth: int, epsilon: float) -> str:
 
 def _score(result: loop.Result, depth: int, epsilon: float) -> float:
     """Mean return over all test tasks, planned to some depth with the last weights."""
-    system: Any = result.config.system
+    system = of_kind(result.config.system, CRAR, GMAS)
     acting = replace(system.acting, depths=(depth,), epsilon=epsilon)
     program = loop.build(replace(result.config, system=replace(system, acting=acting)))
     return float(np.mean(program.evaluate(program.place(result.state)).returns))
@@ -89,7 +92,7 @@ def panels(records: Records, folder: Path, name: str) -> list[Path]:
     return [picture, *_tabulate(records, folder, name)]
 
 
-def _curve(each: Sequence[Measured], depth: int) -> tuple[Sequence[int], Float[np.ndarray, "seeds points"]]:
+def _curve(each: Sequence[Measured], depth: int) -> Curve:
     """Updates and scores; where no curve was drawn, the last ones."""
     if f"depth {depth}" in each[0]["curve"]:
         return each[0]["curve"]["updates"], np.array([one["curve"][f"depth {depth}"] for one in each])
@@ -113,36 +116,25 @@ Cell = tuple[str, int, float]
 def _tabulate(records: Records, folder: Path, name: str) -> list[Path]:
     """Scores of every arm, and its leads with the same seeds and tasks over the first and its shallower kin."""
     scored = {arm: _scores(each) for arm, each in records.items()}
-    table, leads = folder / f"{name}.csv", folder / f"{name}-leads.csv"
-    where = ["arm", "when", "depth", "epsilon", "seeds"]
-    with table.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow([*where, "mean_return", "low_95", "high_95", "normalised_score", "returns"])
-        for arm, cells in scored.items():
-            for cell, scores in cells.items():
-                numbers = [np.mean(scores), *stats.bootstrap_interval(scores, stats.mean)]
-                numbers.append(_normalised(numbers[0]))
-                rows.writerow([arm, *cell, len(scores), *(f"{number:.3f}" for number in numbers), _listed(scores)])
+    where = ["when", "depth", "epsilon"]
+    scores = [
+        Row([arm, *cell], values, [_normalised(float(np.mean(values)))])
+        for arm, cells in scored.items()
+        for cell, values in cells.items()
+    ]
+    table = tables.write(folder / f"{name}.csv", ["arm", *where], scores, ".3f", ["normalised_score"])
     baseline = next(iter(records))
-    pairs = [(arm, baseline) for arm in records if arm != baseline]
-    pairs += [(deep, shallow) for shallow in records for deep in records if _deeper(deep, shallow)]
-    with leads.open("w", newline="") as file:
-        rows = csv.writer(file)
-        intervals = "low_95", "high_95", "t_low_95", "t_high_95"
-        rows.writerow([*where[:1], "over", *where[1:], "lead", *intervals, "detectable", "leads"])
-        for arm, other in pairs:
-            for cell in scored[baseline]:
-                two = scored[arm][cell], scored[other][cell]
-                by_t = stats.t_difference(*two)
-                numbers = (
-                    *stats.paired_difference(*two),
-                    by_t.low,
-                    by_t.high,
-                    stats.detectable_difference(*two),
-                )
-                listed = _listed(np.subtract(*two))
-                rows.writerow([arm, other, *cell, len(two[0]), *(f"{number:.3f}" for number in numbers), listed])
-    return [table, leads]
+    over = [(arm, baseline) for arm in records if arm != baseline]
+    over += [(deep, shallow) for shallow in records for deep in records if _deeper(deep, shallow)]
+    leads = [_lead(scored, *pair, cell) for pair in over for cell in scored[baseline]]
+    found = tables.write(folder / f"{name}-leads.csv", ["arm", "over", *where], leads, ".3f", ["detectable"])
+    return [table, found]
+
+
+def _lead(scored: Mapping[str, Mapping[Cell, Sequence[float]]], arm: str, other: str, cell: Cell) -> Row:
+    """An arm's lead over another in a cell, seed by seed, and the least that as many seeds would show."""
+    two = scored[arm][cell], scored[other][cell]
+    return Row([arm, other, *cell], np.subtract(*two), [stats.detectable_difference(*two)])
 
 
 def _normalised(mean_return: float) -> float:
@@ -175,31 +167,19 @@ def _deeper(one: str, other: str) -> bool:
     return kinds[0] == kinds[1] != "" and all(map(str.isdigit, depths)) and int(depths[0]) > int(depths[1])
 
 
-def _listed(values: Sequence[float] | np.ndarray) -> str:
-    return " ".join(f"{value:.3f}" for value in values)
-
-
 # ----------------------------------------------------------------------------------------- what the model knows
 
 
 def slopes(records: Records, folder: Path, name: str) -> list[Path]:
     """By depth: how far the slope of Q agrees with the plan's, how wrong the model is, how far plan and Q differ."""
-    table, written = folder / f"{name}.csv", []
-    with table.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["arm", "quantity", "depth", "seeds", "mean", "low_95", "high_95", "values"])
-        for quantity, label in _QUANTITIES.items():
-            arms = {arm: np.array([one["by_depth"][quantity] for one in each]) for arm, each in records.items()}
-            picture = folder / f"{name}-{quantity}.png"
-            plots.lines(arms, range(DEEPEST + 1), picture, label, "depth of the plan", quantity.replace("-", " "))
-            written.append(picture)
-            for arm, values in arms.items():
-                for depth, column in enumerate(values.T):
-                    low, high = stats.bootstrap_interval(column, stats.mean)
-                    listed = " ".join(f"{value:.4g}" for value in column)
-                    numbers = [f"{number:.4g}" for number in (column.mean(), low, high)]
-                    rows.writerow([arm, quantity, depth, len(column), *numbers, listed])
-    return [*written, table]
+    rows, pictures = [], []
+    for quantity, label in _QUANTITIES.items():
+        arms = {arm: np.array([one["by_depth"][quantity] for one in each]) for arm, each in records.items()}
+        picture = folder / f"{name}-{quantity}.png"
+        plots.lines(arms, range(DEEPEST + 1), picture, label, "depth of the plan", quantity.replace("-", " "))
+        pictures.append(picture)
+        rows += [Row([arm, quantity, depth], v) for arm, values in arms.items() for depth, v in enumerate(values.T)]
+    return [*pictures, tables.write(folder / f"{name}.csv", ["arm", "quantity", "depth"], rows)]
 
 
 _QUANTITIES = {
@@ -311,7 +291,7 @@ def _precision(
     return {name: [float(of(distances[name])) for of in each] for name, each in summaries.items()}
 
 
-def everything(env: Any) -> tuple[Array, np.ndarray]:
+def everything(env: Env) -> tuple[Array, np.ndarray]:
     """Every observation of a small environment, and a number for its colour."""
     if isinstance(env, SimpleMaze):
         cells = np.argmax(env.all_boards.reshape(-1, 64) == env.all_boards.max(), axis=1)
@@ -323,7 +303,7 @@ def everything(env: Any) -> tuple[Array, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _predicted(env: Any, model: Abstract, obs: Array) -> tuple[Array, Array]:
+def _predicted(env: Env, model: Abstract, obs: Array) -> tuple[Array, Array]:
     """The abstract states [N, width], and where each action leads from there [N, actions, width]."""
     x = sight(env)(model.encoder, obs)
     return x, jax.vmap(jax.vmap(model.next, (None, 0)), (0, None))(x, jnp.arange(model.actions))

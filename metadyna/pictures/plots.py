@@ -84,10 +84,11 @@ def curves(
     log_x: bool = False,
     log: bool = False,
     marks: Mapping[str, tuple[Numbers, Numbers]] | None = None,
+    references: Mapping[str, float] | None = None,
 ) -> None:
     """Draw each arm's values [seeds, points] at points of its own into the file `out`, as in `lines`.
 
-    `marks` are points that others published of an arm, in its colour.
+    `marks` are points that others published of an arm, in its colour; `references` are levels to compare with.
     """
     figure, axes = _figure(title, xlabel, ylabel)
     for position, (name, (x, values)) in enumerate(arms.items()):
@@ -102,7 +103,7 @@ def curves(
     if log:
         axes.set_yscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _finish(figure, axes, {}, out)
+    _finish(figure, axes, references or {}, out)
 
 
 def _draw(axes: Axes, colour: str, name: str, x: Any, values: Float[np.ndarray, "seeds points"]) -> None:
@@ -168,6 +169,33 @@ def bars(
     axes.tick_params(axis="x", length=0)
     axes.axhline(0, color=_INK, linewidth=0.8)
     _finish(figure, axes, references or {}, out)
+
+
+def pairs(
+    quantities: Mapping[str, Sequence[Sequence[float]]], out: Path, title: str = "", xlabel: str = "", ylabel: str = ""
+) -> None:
+    """Draw pairs of numbers into the file `out`, a panel per quantity, with the line on which two are equal.
+
+    A quantity is what the arm `xlabel` and the arm `ylabel` have of it, pair by pair. Axes are linear up to ten times
+    the median of the numbers' sizes, and logarithmic beyond.
+    """
+    figure = Figure(figsize=(3.1 * len(quantities) + 0.3, 3.5), layout="constrained")
+    panels = figure.subplots(1, len(quantities), squeeze=False)[0]
+    for panel, (name, numbers) in zip(panels, quantities.items(), strict=True):
+        values = np.asarray(numbers)
+        ends = values.min(), values.max()
+        panel.plot(ends, ends, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        panel.scatter(*values, s=16, color=PALETTE[0], edgecolors="white", linewidths=0.4, zorder=3)
+        straight = 10 * float(np.median(np.abs(values)))
+        if max(np.abs(ends)) > straight > 0:
+            panel.set_xscale("symlog", linthresh=straight)
+            panel.set_yscale("symlog", linthresh=straight)
+        _plain(panel)
+        panel.set_title(name, loc="left", fontsize=_FONT_SIZE - 1, color=_INK)
+        panel.set_xlabel(xlabel, fontsize=_FONT_SIZE - 1, color=_INK)
+    figure.axes[0].set_ylabel(ylabel, fontsize=_FONT_SIZE - 1, color=_INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=_FONT_SIZE + 2, color=_INK)
+    _write(figure, out)
 
 
 def panels(

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -24,12 +25,12 @@ _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "orbax-checkpoint")
 def environment_record() -> dict[str, Any]:
     """Everything needed to tell two runs apart, as JSON: versions, machine, devices, commit, command, start time.
 
-    What cannot be found out is None. `memory_bytes` is the machine's; `cores` those that this process may use.
-    Initialises JAX's backend.
+    What cannot be found out is None. `memory_bytes` is the machine's; `cores` those that this process may use. Whoever
+    publishes it gives away no folder and no user of the machine. Initialises JAX's backend.
     """
     return {
         "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.orig_argv),
+        "command": command(),
         "git": _git_state(),
         "versions": _versions(),
         "platform": platform.platform(),
@@ -37,9 +38,55 @@ def environment_record() -> dict[str, Any]:
         "cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         "jax_backend": jax.default_backend(),
-        "xla_flags": os.environ.get("XLA_FLAGS"),
+        "xla_flags": _xla_flags(),
         "devices": [device.device_kind for device in jax.devices()],
     }
+
+
+def command() -> str:
+    """How this process was called: `metadyna` or `python PROGRAM`, and the arguments, as `impersonal` has them.
+
+    The text of `python -c` is left out, for it may hold anything.
+    """
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program, *arguments = sys.argv or [""]
+    if module is not None:
+        name = module.name.removesuffix(".__main__")
+        called = [name] if name == "metadyna" else ["python", "-m", name]
+    elif Path(program).stem == "metadyna":  # what pip installs
+        called = ["metadyna"]
+    else:
+        called = ["python", impersonal(program)] if program else ["python"]
+    return shlex.join([*called, *map(impersonal, arguments)])
+
+
+def impersonal(argument: str) -> str:
+    """An argument without the folders of whoever gave it.
+
+    Paths inside the working folder are made relative to it; of others the last name is left, and `~` of a home. A path
+    is what holds a slash or begins with `~` or `..`, between the signs that may surround one.
+    """
+    return "".join(_impersonal(part) for part in _AROUND_PATHS.split(argument))
+
+
+_AROUND_PATHS = re.compile(r"""([:,;="'()\[\]{}]\s*|\s+(?=[/~])|^-\w(?=[/~]))""")
+
+
+def _impersonal(part: str) -> str:
+    if not ("/" in part or part.startswith(("~", ".."))):
+        return part
+    here, home = Path.cwd(), Path(os.path.expanduser("~"))
+    path = Path(os.path.normpath(here / re.sub("^~[^/]*", str(home), part)))
+    if path == home:
+        return "~"
+    above_homes = here != home and here in home.parents  # a relative path may then name a user
+    return str(path.relative_to(here)) if here in (path, *path.parents) and not above_homes else path.name
+
+
+def _xla_flags() -> str | None:
+    """Flags of the compiler; the files that they name are the machine's own."""
+    flags = os.environ.get("XLA_FLAGS")
+    return None if flags is None else " ".join(map(impersonal, flags.split()))
 
 
 def _versions() -> dict[str, str]:

@@ -86,9 +86,17 @@ def t_difference(a: Scores, b: Scores, level: float = 0.95) -> Difference:
     Raises ValueError if the shapes differ.
     """
     difference = _paired(a, b)
-    each = difference.reshape(len(difference), -1).mean(axis=1)
+    return Difference(mean(difference), *t_interval(difference, level))
+
+
+def t_interval(values: Scores, level: float = 0.95) -> tuple[float, float]:
+    """Interval (low, high) of the mean by Student's t, of scores [runs], or of their means over [runs, tasks].
+
+    Holds if they are normal, however few they are; (nan, nan) for one run.
+    """
+    each = _checked(values).reshape(len(values), -1).mean(axis=1)
     half = np.nan if len(each) < 2 else scipy.stats.t.ppf((1 + level) / 2, len(each) - 1) * scipy.stats.sem(each)
-    return Difference(mean(each), float(mean(each) - half), float(mean(each) + half))
+    return float(mean(each) - half), float(mean(each) + half)
 
 
 def detectable_difference(a: Scores, b: Scores, power: float = 0.8, level: float = 0.95) -> float:
@@ -106,6 +114,13 @@ def detectable_difference(a: Scores, b: Scores, power: float = 0.8, level: float
     critical = scipy.stats.t.ppf((1 + level) / 2, runs - 1)
     shift = scipy.optimize.brentq(lambda x: scipy.stats.nct.sf(critical, runs - 1, x) - power, 0, 4 * critical)
     return float(shift / np.sqrt(runs) * difference.reshape(runs, -1).mean(axis=1).std(ddof=1))
+
+
+def rank_correlation(x: Float[np.ndarray, " numbers"], y: Float[np.ndarray, " numbers"]) -> float:
+    """Spearman's rank correlation; 0 where one of them is the same everywhere."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(scipy.stats.spearmanr(x, y)[0])
 
 
 def bootstrap_band(

@@ -1,6 +1,5 @@
 """Reports on CRAR and GMAS, and clips of what they see, from runs as small as they can be."""
 
-import csv
 from dataclasses import replace
 
 import jax
@@ -17,6 +16,7 @@ from metadyna.nets.pictures import Encoder
 from metadyna.pictures import clips, spaces
 from metadyna.planning.act import TreeActing
 from metadyna.types import Transition
+from tests.experiments.reading import read
 from tests.tiny import compiled_once, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -25,11 +25,6 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 def result():
     """A run in the simple maze."""
     return trained(tiny("crar", "simple-maze", steps=20))
-
-
-def read(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_scores_are_those_of_the_last_evaluation_and_more(monkeypatch):
@@ -72,23 +67,23 @@ def test_scores_and_leads_are_tabulated_by_arm_and_cell(tmp_path, monkeypatch):
     assert picture.stat().st_size
     scores = {(row["arm"], row["when"], row["depth"], row["epsilon"]): row for row in read(table)}
     assert len(scores) == len(read(table)) == 4 * 6
-    assert scores["CRAR", "last", "0", "0.1"]["returns"] == "-3.000 -1.000"
-    assert float(scores["CRAR", "last", "0", "0.1"]["mean_return"]) == -2
+    assert scores["CRAR", "last", "0", "0.1"]["values"] == "-3.000 -1.000"
+    assert float(scores["CRAR", "last", "0", "0.1"]["mean"]) == -2
     assert float(scores["CRAR", "last", "0", "0.1"]["normalised_score"]) == pytest.approx(3 / 6.8625, abs=1e-3)
-    assert scores["L2 1", "mean of the curve", "3", "0.1"]["returns"] == "1.000 1.000"  # of 0 and 2
+    assert scores["L2 1", "mean of the curve", "3", "0.1"]["values"] == "1.000 1.000"  # of 0 and 2
 
     found = {(row["arm"], row["over"], row["when"], row["depth"], row["epsilon"]): row for row in read(leads)}
     assert len(found) == len(read(leads)) == (3 + 1) * 6
 
     def lead(*where):
-        return [float(found[where][name]) for name in ("lead", "low_95", "high_95", "detectable")]
+        return [float(found[where][name]) for name in ("mean", "low_95", "high_95", "detectable")]
 
     assert lead("cosine 1", "CRAR", "last", "3", "0.1") == [1, 1, 1, 0]
     assert lead("L2 1", "CRAR", "last", "5", "0.1")[:3] == [3, 2, 4]
     assert lead("L2 1", "CRAR", "last", "0", "0.0")[0] == 0
     assert lead("cosine 3", "cosine 1", "last", "0", "0.1")[:3] == [0.5, 0, 1]
     assert lead("cosine 3", "cosine 1", "mean of the curve", "3", "0.1")[:3] == [0.75, 0.5, 1]
-    assert found["cosine 3", "cosine 1", "mean of the curve", "3", "0.1"]["leads"] == "1.000 0.500"
+    assert found["cosine 3", "cosine 1", "mean of the curve", "3", "0.1"]["values"] == "1.000 0.500"
     picture, table, leads = abstract.controls(arms, tmp_path, "controls")
     assert picture.stat().st_size
     assert (len(read(table)), len(read(leads))) == (4 * 6, (3 + 1) * 6)
@@ -98,7 +93,7 @@ def test_leads_are_over_the_first_arm_whatever_its_name(tmp_path):
     arms = {"beta 1": [record(-3, -4), record(-1, -4)], "beta 0.2": [record(-5, -5), record(-5, -5)]}
     _, _, leads = abstract.controls(arms, tmp_path, "controls")
     assert {(row["arm"], row["over"]) for row in read(leads)} == {("beta 0.2", "beta 1")}
-    assert read(leads)[0]["leads"] == "-2.000 -4.000"
+    assert read(leads)[0]["values"] == "-2.000 -4.000"
 
 
 def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(tmp_path):

@@ -1,35 +1,21 @@
 """Reports on MB-MPO, from runs and models as small as they can be."""
 
-import csv
 from dataclasses import replace
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadyna.collect.device import DeviceCollector
-from metadyna.envs.control import OneTask, PointMass
+from metadyna.envs.control import PointMass
 from metadyna.experiments import figures, mbmpo
-from metadyna.experiments.mbmpo import CELLS, COARSE, HALF, METHOD, FaultyModels, FaultyPoint
-from metadyna.experiments.records import Study
-from metadyna.models.imagine import Predictor
+from metadyna.experiments.mbmpo import METHOD
 from metadyna.models.world import known_world
+from tests.experiments.reading import noted, read
 from tests.tiny import CONTINUOUS, compiled_once, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 KEY = jax.random.key(0)
 WORLD = known_world(PointMass())
-
-
-def read(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def noted(steps, values):
-    return {"steps": list(steps), "values": list(values)}
 
 
 def record(*returns, steps=(4_000, 8_000, 12_000)):
@@ -50,9 +36,9 @@ def test_the_steps_that_rivals_need_and_the_promises_of_models(tmp_path):
     assert [path.name for path in pictures] == ["fig.png", "fig-gap.png"]
     assert all(path.stat().st_size for path in pictures)
     rows = {(row["arm"], row["kind"], int(row["steps"])): row for row in read(table)}
-    assert float(rows[METHOD, "lived", 12_000]["mean_return"]) == 7
-    assert float(rows[METHOD, "evaluated", 12_000]["mean_return"]) == 8
-    assert rows[METHOD, "lived", 12_000]["returns"] == "6.0 8.0"
+    assert float(rows[METHOD, "lived", 12_000]["mean"]) == 7
+    assert float(rows[METHOD, "evaluated", 12_000]["mean"]) == 8
+    assert rows[METHOD, "lived", 12_000]["values"] == "6.0 8.0"
     needed = {arm: row["steps_to_the_last_of_mb_mpo"] for (arm, kind, _), row in rows.items() if kind == "lived"}
     assert needed == {METHOD: "12000", "TRPO": "30000", "PPO": ""}
     steps, values = mbmpo.gap(arms[METHOD])
@@ -74,7 +60,7 @@ def test_a_variant_is_compared_with_the_same_seeds_after_as_many_steps(tmp_path)
 
 
 def test_what_was_lived_is_averaged_over_windows():
-    steps, values = mbmpo.curve(
+    steps, values = mbmpo.returns(
         [{"lived": noted([1_000, 4_000, 5_000, 8_000, 12_001], [1.0, 3.0, 5.0, 7.0, 9.0])}], "lived"
     )
     assert steps == [4_000, 8_000, 12_001]
@@ -93,74 +79,6 @@ def test_a_run_is_measured_by_what_it_logged():
     assert len(measured["told"]["promised"]["values"]) > 0
 
 
-def test_faulty_models_are_wrong_by_their_bias_and_by_the_distance():
-    biases = jnp.array([[0.04, 0.0], [-0.02, 0.05]])
-    models = FaultyPoint(biases)
-    assert isinstance(models, Predictor)
-    rows = jnp.array([[2.0, -2.0, 0.5, 1.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]])
-    told = models.sample(jnp.stack([rows, rows]), None)
-    share = jnp.array([1.0, 0.25, 0.0])
-    expected = 0.1 * rows[None, :, 2:] + biases[:, None] * share[None, :, None]
-    np.testing.assert_allclose(told, expected, atol=1e-7)
-    np.testing.assert_array_equal(models.only(jnp.int32(1)).sample(rows[None], None)[0], told[1])
-    noisy = models.sample(jnp.stack([rows, rows]), jnp.ones((2, 3, 2)))
-    np.testing.assert_allclose(noisy - told, jnp.broadcast_to(0.01 * share[None, :, None], told.shape), atol=1e-7)
-
-
-def test_faulty_models_are_drawn_anew_and_disagree_as_they_are_made_to():
-    system = replace(CONTINUOUS["mb-mpo"], warmup=1)
-    found = FaultyModels(system, 2)(0)
-    assert np.shape(found["maps"]["disagreement"]) == (COARSE, COARSE)
-    assert found["correlations"]["disagreement and distance"] > 0.999
-    assert found["correlations"]["disagreement and error"] > 0.99
-    faulty = mbmpo._Faulty(**vars(system))
-    state: Any = jax.eval_shape(lambda key: system.init(DeviceCollector(PointMass(), OneTask()), key), KEY)
-    # Three equal numbers need not have a mean that is equal to them.
-    agreeing = replace(system, tasks=3, model=replace(system.model, members=3, elites=3))
-    assert FaultyModels(agreeing, 1, bias=0.0)(0)["means"]["disagreement"] == 0
-    drawn = [faulty._fit(WORLD, state, state.model, key)[0].ensemble.biases for key in jax.random.split(KEY, 50)]
-    assert len(np.unique(drawn)) == 50 * 2 * system.model.members
-    assert 0.045 < np.abs(drawn).max() <= 0.05
-
-
-def test_maps_are_laid_out_as_the_plane():
-    """Rows are y and columns x, upwards and to the right; what was lived is counted where it was."""
-    obs = np.array([[1.7, -1.7]] * 3 + [[0.02, 0.02], [5.0, 0.0]])
-    lived = mbmpo._lived(obs).reshape(CELLS, CELLS)
-    assert lived[1, -2] == 3
-    assert lived[CELLS // 2, CELLS // 2] == 1
-    assert lived.sum() == 4
-    coarse = np.array(mbmpo._coarse(lived.ravel()))
-    assert coarse.shape == (COARSE, COARSE)
-    assert coarse[0, -1] == 3 / (CELLS // COARSE) ** 2
-    side = (np.arange(CELLS) + 0.5) / CELLS * 2 * HALF - HALF
-    assert mbmpo._rank_correlation(side, side**3) == pytest.approx(1)
-    assert mbmpo._rank_correlation(side, np.zeros(CELLS)) == 0
-
-
-def test_a_policy_that_does_not_adapt_gives_way_nowhere(tmp_path):
-    system = CONTINUOUS["mb-mpo"]
-    still, bold = (
-        replace(system, learner=replace(system.learner, inner=replace(system.learner.inner, rate=rate)))
-        for rate in (0.0, 0.5)
-    )
-    collector = DeviceCollector(PointMass(), OneTask())
-    state = jax.jit(lambda key: still.init(collector, key))(KEY)
-    found = mbmpo.survey(still, collector, state, KEY)
-    assert found["means"]["yielding"] == 0
-    meta = bold.learner.inner.start(state.meta.weights)
-    moving = mbmpo.survey(bold, collector, state._replace(meta=meta), KEY)
-    assert moving["means"]["yielding"] > 0
-    assert moving["maps"]["disagreement"] == found["maps"]["disagreement"]
-    arms = {"some arm": 2 * [{**found, "evaluated": noted([1, 2], [-1.0, -2.0])}]}
-    for report in (mbmpo.regularisation, mbmpo.tailored):
-        picture, table = report(arms, tmp_path, "fig")
-        assert picture.name == "fig-some-arm.png"
-        rows = {row["quantity"]: row for row in read(table)}
-        assert float(rows["return of the mean action"]["mean"]) == -2
-        assert float(rows["mean yielding"]["mean"]) == 0
-
-
 def test_errors_without_looking_grow_and_are_tabulated(tmp_path):
     """Hardly trained models: the last state is wrong by more than the first."""
     result = trained(tiny("mb-mpo", "point-mass"))
@@ -172,27 +90,6 @@ def test_errors_without_looking_grow_and_are_tabulated(tmp_path):
     assert [path.name for path in pictures] == ["fig.png", "fig-error.png"]
     rows = [row for row in read(table) if row["quantity"] == "error"]
     assert [int(row["at"]) for row in rows] == measured["horizons"]
-
-
-def test_an_arm_may_be_any_function_of_a_seed(tmp_path):
-    def report(records, folder, name):
-        (folder / name).write_text(repr(records))
-        return [folder / name]
-
-    study = Study("squares", "", {"square": Square()}, 2, lambda result: {}, report)
-    figures.reproduce(study, tmp_path)
-    assert (tmp_path / "squares" / "squares").read_text() == "{'square': [{'value': 0}, {'value': 1}]}"
-    assert figures.reproduce(study, tmp_path, seeds=1, only="square", first_seed=3)[0].name == "seed-3.json"
-
-
-class Square:
-    """A seed's square."""
-
-    def __call__(self, seed):
-        return {"value": seed**2}
-
-    def __repr__(self):
-        return "Square()"
 
 
 # --- the arms

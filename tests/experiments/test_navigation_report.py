@@ -48,7 +48,7 @@ def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path, monkeypatc
         rows = list(csv.DictReader(file))
     told = [(row["later_steps"], row["arm"], row["inner_steps"]) for row in rows]
     assert told == [(size, arm, i) for size in ("half", "quarter") for arm in ("MAML", "other") for i in "012"]
-    assert float(rows[-1]["mean_return"]) == pytest.approx(quarter[2], abs=0.01)
+    assert float(rows[-1]["mean"]) == pytest.approx(quarter[2], abs=0.01)
 
 
 def test_the_arms_of_maml_differ_in_their_inner_steps_alone_and_its_kin_in_the_method():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +41,8 @@ def test_reach_bounds_the_torques():
 def test_planning_on_the_true_dynamics_promises_what_it_keeps():
     starts = swing.random_episodes(4, jax.random.key(2)).obs[0]
     for planned in (False, True):
-        gap = swing.optimism(swing.TruePendulum(), starts, planned, jax.random.key(3))
-        np.testing.assert_allclose(gap, 0, atol=2e-2)
+        promised, kept = swing.promises(swing.TruePendulum(), starts, planned, jax.random.key(3))
+        np.testing.assert_allclose(promised, kept, atol=2e-2)
 
 
 def test_arms_of_trials_share_their_starts():
@@ -58,7 +59,6 @@ def test_arms_of_trials_share_their_starts():
         (Planners(data=1, episodes=2), 5, 2),
         (Compounding(data=(1, 2), horizon=6, trajectories=3), 2, 6),
         (Exploitation(reach=1.0, data=2, starts=3), 4, 3),
-        (FewData(transitions=(10,), episodes=1), 2, 1),
     ],
     ids=lambda x: type(x).__name__,
 )
@@ -73,18 +73,55 @@ def test_a_measurement_repeats_itself():
     assert measure(3) == measure(3) != measure(4)
 
 
-def test_figures_measure_with_these(tmp_path):
-    used = {
-        type(each.measure)
-        for figure in figures.FIGURES.values()
-        for each in figure.budgets.values()
-        if isinstance(each, figures.Measurement)
-    }
-    assert used == {Trials, Planners, Compounding, Exploitation, FewData}
-    for name in ("pets-trials", "compounding-error", "few-data"):
-        each = figures.find(name, "quick")
-        assert isinstance(each, figures.Measurement)
-        assert len(each.x) == {"pets-trials": 9, "compounding-error": 50, "few-data": 3}[name]
-    trials, compounding = figures.find("pets-trials", "quick"), figures.find("compounding-error", "quick")
-    assert len(trials.x) == trials.measure.episodes
-    assert len(compounding.x) == compounding.measure.horizon
+def test_a_single_network_learns_from_all_rows_and_shares_data_and_starts(monkeypatch):
+    """Both arms of the figure; five networks that are one in all but their number are as good as it."""
+    learnt, planned = [], []
+    learn, promises = swing.learn, swing.promises
+    monkeypatch.setattr(swing, "learn", lambda *x: learnt.append(x) or learn(*x))
+    monkeypatch.setattr(swing, "promises", lambda *x: planned.append(x) or promises(*x))
+    ensemble, single = (replace(arm, data=1, starts=3, tests=1) for arm in figures.FEW_DATA.arms.values())
+    found = [each(0) for each in (ensemble, single)]
+    (model, rows, key, fit), (model_1, rows_1, key_1, fit_1) = learnt
+    assert (model.members, model.elites, fit.bootstrap) == (5, 5, True)
+    assert (model_1.members, model_1.elites, fit_1.bootstrap) == (1, 1, False)
+    assert replace(model_1, members=5, elites=5) == model
+    assert replace(fit_1, bootstrap=True) == fit
+    assert jnp.array_equal(jax.random.key_data(key), jax.random.key_data(key_1))
+    jax.tree.map(np.testing.assert_array_equal, rows, rows_1)
+    np.testing.assert_array_equal(planned[0][1], planned[1][1])
+    assert jnp.abs(rows.action).max() <= 0.25
+    assert set(found[0]) - set(found[1]) == {"rank correlation of disagreement and error"}
+    assert all(np.isfinite(value) for each in found for value in each.values())
+    assert -1 <= found[0]["rank correlation of disagreement and error"] <= 1
+
+
+def test_no_sequence_earns_less_than_the_least():
+    obs = swing.random_rows(2, jax.random.key(6)).next_obs
+    worst = jnp.array([-1.0, 0.0, 8.0])
+    obs = jnp.concatenate([obs, worst[None]])
+    action = jnp.ones((obs.shape[0], 1))
+    rewards = jax.vmap(swing.WORLD.reward)(obs, action, obs)
+    assert rewards.min() == rewards[-1] == pytest.approx(swing.LEAST_REWARD)
+
+
+def test_errors_are_those_of_the_mean_and_disagreement_is_about_it():
+    """Members that add 1 and 3 to the truth of every entry: their mean errs by 2, each is 1 from it."""
+
+    class Apart(swing.TruePendulum):
+        num_members: int = eqx.field(static=True, default=2)
+
+        def sample(self, inputs, noise):
+            return super().sample(inputs, noise) + jnp.array([1.0, 3.0])[:, None, None]
+
+    error, disagreement = swing.one_step_errors(Apart(), swing.random_rows(1, jax.random.key(5)))
+    np.testing.assert_allclose(error, 2, rtol=1e-4)
+    np.testing.assert_allclose(disagreement, 1, rtol=1e-4)
+
+
+def test_figures_measure_with_these():
+    arms = [
+        arm for figure in figures.FIGURES.values() for study in figure.budgets.values() for arm in study.arms.values()
+    ]
+    assert {type(arm) for arm in arms} >= {Trials, Planners, Compounding, Exploitation, FewData}
+    for study, length in ((figures.PETS_TRIALS, 9), (figures.COMPOUNDING, 50)):
+        assert len(study.report.keywords["x"]) == length

@@ -100,6 +100,22 @@ def test_bars_draw_means_seeds_and_intervals(tmp_path, drawn):
     assert (tmp_path / "bars.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_pairs_are_dots_about_the_line_of_equals(tmp_path, drawn):
+    quantities = {"cost": [[1.0, 2.0, 3.0], [2.0, 3.0, -90.0]], "return": [[4.0, 5.0, 6.0], [4.0, 6.0, 5.0]]}
+    plots.pairs(quantities, tmp_path / "pairs.png", "title", "other", "one")
+    cost, returns = drawn[0].axes
+    for panel, (x, y) in zip((cost, returns), quantities.values(), strict=True):
+        (dots,) = panel.collections
+        np.testing.assert_array_equal(dots.get_offsets(), np.transpose([x, y]))
+        (equal,) = panel.lines
+        np.testing.assert_array_equal(equal.get_xdata(), equal.get_ydata())
+        assert panel.get_xlabel() == "other"
+    assert (
+        (cost.get_xscale(), returns.get_xscale()) == (cost.get_yscale(), returns.get_yscale()) == ("symlog", "linear")
+    )
+    assert cost.get_ylabel() == "one"
+
+
 def test_pyplot_is_never_touched():
     assert "pyplot" not in Path(plots.__file__).read_text().replace("no pyplot", "")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -49,7 +50,96 @@ def test_record_is_json_and_complete(monkeypatch):
     assert record["cores"] >= 1
     assert record["memory_bytes"] > 2**28
     assert record["started_utc"].endswith("+00:00")
-    assert Path(sys.executable).name in record["command"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "kept"),
+    [
+        ("train", "train"),
+        ("200,000, beta 0.2", "200,000, beta 0.2"),
+        ("--system.model.widths", "--system.model.widths"),
+        ("metadyna/pendulum-random-v0", "metadyna/pendulum-random-v0"),
+        ("runs/first", "runs/first"),
+        ("{here}/runs/first", "runs/first"),
+        ("--out={here}/runs", "--out=runs"),
+        ("{here}", "."),
+        ("/elsewhere/disk/runs", "runs"),
+        ("--out=/elsewhere/runs", "--out=runs"),
+        ("/elsewhere/Some One/runs", "runs"),
+        ("-I/elsewhere/runs", "-Iruns"),
+        ("{home}", "~"),
+        ("{home}/runs", "runs"),
+        ("~", "~"),
+        ("~someone", "~"),
+        ("~/runs", "runs"),
+        ("..", "~"),
+        ("../other/runs", "runs"),
+        ("runs/../../other", "other"),
+        ("file:///elsewhere/data", "file:data"),
+        ("{{'out': '/elsewhere/runs'}}", "{{'out': 'runs'}}"),
+        ("runs in /elsewhere/runs", "runs in runs"),
+    ],
+)
+def test_an_argument_keeps_nothing_of_the_folders_around_it(argument, kept, tmp_path, monkeypatch):
+    home, here = tmp_path / "someone", tmp_path / "someone" / "work"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    assert machine.impersonal(argument.format(here=here, home=home)) == kept.format()
+    monkeypatch.chdir(tmp_path)  # above the homes
+    assert machine.impersonal(str(here / "runs")) == machine.impersonal("someone/work/runs") == "runs"
+    monkeypatch.chdir(home)
+    assert machine.impersonal("work/runs") == machine.impersonal("../someone/work/runs") == "work/runs"
+
+
+PROGRAM = "from metadyna.provenance import machine; print(machine.command())"
+
+
+def test_the_command_is_the_verb_or_the_program_and_its_arguments(tmp_path):
+    folder = tmp_path / "someone" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "metadyna").write_text(PROGRAM)
+    arguments = ["train", "ppo", "--out", f"{folder}/a run", "--seed", "3"]
+
+    def told(*words):
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
+        words = [sys.executable, *words, *arguments]
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+
+    told_arguments = "train ppo --out 'someone/bin/a run' --seed 3\n"
+    assert told(str(folder / "metadyna")) == f"metadyna {told_arguments}"
+    assert told(str(folder / "program.py")) == f"python someone/bin/program.py {told_arguments}"
+    assert told("-m", "program") == f"python -m program {told_arguments}"
+    assert told("-c", PROGRAM) == f"python -c {told_arguments}"
+
+
+def test_nothing_in_the_record_names_a_folder_or_a_user(tmp_path, monkeypatch):
+    home = tmp_path / "someone"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USER", "someone")
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to={home}/dump --xla_cpu_prefer_vector_width=512")
+    monkeypatch.setattr(sys, "argv", [f"{home}/bin/metadyna", "train", "--out", f"{home}/runs"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    record = environment_record()
+    assert record["command"] == "metadyna train --out runs"
+    assert record["xla_flags"] == "--xla_dump_to=dump --xla_cpu_prefer_vector_width=512"
+    text = json.dumps(record)
+    assert "someone" not in text
+    assert not re.search(r"(?<![\w./])[/~]\w", text)
+    for place in (ROOT, Path.cwd(), sys.prefix):
+        assert str(place) not in text
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout")
+def test_no_tracked_file_names_a_folder_of_a_machine():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    absolute = re.compile(rb"(?<![\w.])/(home|root|tmp|work|Users)/")
+    files = [ROOT / name for name in listed.split("\0") if name]
+    assert len(files) > 100
+    texts = {path: path.read_bytes() for path in files if path.is_file()}
+    assert [path for path, text in texts.items() if b"\0" not in text and absolute.search(text)] == []
 
 
 V2 = {"cgroup": "0::/job/step\n"}

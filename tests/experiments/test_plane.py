@@ -1,0 +1,91 @@
+"""The point in the plane: models that err as made to, and maps of what policies and models do."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metadyna.collect.device import DeviceCollector
+from metadyna.envs.control import OneTask, PointMass
+from metadyna.experiments import plane
+from metadyna.experiments.plane import CELLS, COARSE, HALF, FaultyModels, FaultyPoint
+from metadyna.models.imagine import Predictor
+from metadyna.models.world import known_world
+from metadyna.runs import stats
+from tests.experiments.reading import noted, read
+from tests.tiny import CONTINUOUS, compiled_once  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+KEY = jax.random.key(0)
+WORLD = known_world(PointMass())
+
+
+def test_faulty_models_are_wrong_by_their_bias_and_by_the_distance():
+    biases = jnp.array([[0.04, 0.0], [-0.02, 0.05]])
+    models = FaultyPoint(biases)
+    assert isinstance(models, Predictor)
+    rows = jnp.array([[2.0, -2.0, 0.5, 1.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]])
+    told = models.sample(jnp.stack([rows, rows]), None)
+    share = jnp.array([1.0, 0.25, 0.0])
+    expected = 0.1 * rows[None, :, 2:] + biases[:, None] * share[None, :, None]
+    np.testing.assert_allclose(told, expected, atol=1e-7)
+    np.testing.assert_array_equal(models.only(jnp.int32(1)).sample(rows[None], None)[0], told[1])
+    noisy = models.sample(jnp.stack([rows, rows]), jnp.ones((2, 3, 2)))
+    np.testing.assert_allclose(noisy - told, jnp.broadcast_to(0.01 * share[None, :, None], told.shape), atol=1e-7)
+
+
+def test_faulty_models_are_drawn_anew_and_disagree_as_they_are_made_to():
+    system = replace(CONTINUOUS["mb-mpo"], warmup=1)
+    found = FaultyModels(system, 2)(0)
+    assert np.shape(found["maps"]["disagreement"]) == (COARSE, COARSE)
+    assert found["correlations"]["disagreement and distance"] > 0.999
+    assert found["correlations"]["disagreement and error"] > 0.99
+    faulty = plane._Faulty(**vars(system))
+    state: Any = jax.eval_shape(lambda key: system.init(DeviceCollector(PointMass(), OneTask()), key), KEY)
+    # Three equal numbers need not have a mean that is equal to them.
+    agreeing = replace(system, tasks=3, model=replace(system.model, members=3, elites=3))
+    assert FaultyModels(agreeing, 1, bias=0.0)(0)["means"]["disagreement"] == 0
+    drawn = [faulty._fit(WORLD, state, state.model, key)[0].ensemble.biases for key in jax.random.split(KEY, 50)]
+    assert len(np.unique(drawn)) == 50 * 2 * system.model.members
+    assert 0.045 < np.abs(drawn).max() <= 0.05
+
+
+def test_maps_are_laid_out_as_the_plane():
+    """Rows are y and columns x, upwards and to the right; what was lived is counted where it was."""
+    obs = np.array([[1.7, -1.7]] * 3 + [[0.02, 0.02], [5.0, 0.0]])
+    lived = plane._lived(obs).reshape(CELLS, CELLS)
+    assert lived[1, -2] == 3
+    assert lived[CELLS // 2, CELLS // 2] == 1
+    assert lived.sum() == 4
+    coarse = np.array(plane._coarse(lived.ravel()))
+    assert coarse.shape == (COARSE, COARSE)
+    assert coarse[0, -1] == 3 / (CELLS // COARSE) ** 2
+    side = (np.arange(CELLS) + 0.5) / CELLS * 2 * HALF - HALF
+    assert stats.rank_correlation(side, side**3) == pytest.approx(1)
+    assert stats.rank_correlation(side, np.zeros(CELLS)) == 0
+
+
+def test_a_policy_that_does_not_adapt_gives_way_nowhere(tmp_path):
+    system = CONTINUOUS["mb-mpo"]
+    still, bold = (
+        replace(system, learner=replace(system.learner, inner=replace(system.learner.inner, rate=rate)))
+        for rate in (0.0, 0.5)
+    )
+    collector = DeviceCollector(PointMass(), OneTask())
+    state = jax.jit(lambda key: still.init(collector, key))(KEY)
+    found = plane.survey(still, collector, state, KEY)
+    assert found["means"]["yielding"] == 0
+    meta = bold.learner.inner.start(state.meta.weights)
+    moving = plane.survey(bold, collector, state._replace(meta=meta), KEY)
+    assert moving["means"]["yielding"] > 0
+    assert moving["maps"]["disagreement"] == found["maps"]["disagreement"]
+    arms = {"some arm": 2 * [{**found, "evaluated": noted([1, 2], [-1.0, -2.0])}]}
+    for report in (plane.regularisation, plane.tailored):
+        picture, table = report(arms, tmp_path, "fig")
+        assert picture.name == "fig-some-arm.png"
+        rows = {row["quantity"]: row for row in read(table)}
+        assert float(rows["return of the mean action"]["mean"]) == -2
+        assert float(rows["mean yielding"]["mean"]) == 0
