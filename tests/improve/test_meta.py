@@ -17,8 +17,8 @@ from metadyna.improve import meta as module
 from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.improve.on_policy import Weighed, dice_worth, over_steps, surrogate, trust_region_step
 from metadyna.improve.trpo import TRPO
-from metadyna.policies.distributions import normal_kl, normal_log_prob
-from metadyna.policies.gaussian import GaussianPolicy, practise
+from metadyna.policies.acting import practise
+from metadyna.policies.direct import create
 
 KEY = jax.random.key(0)
 TASKS = 3
@@ -34,13 +34,12 @@ def lived(learner, episodes=4, width=4):
 
     @jax.jit
     def live():
-        meta = learner.inner.start(GaussianPolicy.create(2, 2, (width,), KEY))
+        meta = learner.inner.start(create(family.env.spec, (width,), KEY))
         tasks, rounds = jax.vmap(family.train.sample)(jax.random.split(KEY, TASKS)), []
         policies = learner.copies(meta, TASKS)
         for number in range(learner.inner.steps + 1):
-            rounds.append(
-                learner.weigh(collector.episodes_of_each(practise, policies, tasks, episodes, jax.random.key(number)))
-            )
+            played = collector.episodes_of_each(practise, policies, (), tasks, episodes, jax.random.key(number))
+            rounds.append(learner.weigh(played.episodes, meta.weights.inputs))
             if number < learner.inner.steps:
                 policies = learner.adapt(meta, policies, rounds[-1], number)
         return meta, policies, tuple(rounds)
@@ -50,7 +49,7 @@ def lived(learner, episodes=4, width=4):
 
 @functools.partial(jax.jit, static_argnums=0)
 def stepped(learner, meta, rounds):
-    return learner.step(meta, learner.init(meta), rounds)
+    return learner.update(meta, learner.start(meta), rounds)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -69,7 +68,7 @@ def weighted(policy, data, discount):
 
     What DiCE holds constant moves along with the weights, so differences of its values say nothing.
     """
-    log_prob = normal_log_prob(data.steps.action, *over_steps(policy, data.steps.obs))
+    log_prob = over_steps(policy, data.steps.obs).log_prob(data.steps.action)
     so_far = jnp.cumsum(jnp.where(data.valid, log_prob - data.steps.extras, 0), axis=0)
     return masked_mean(jnp.exp(so_far) * dice_worth(data, discount), data.valid)
 
@@ -172,9 +171,8 @@ def test_credit_for_sampling_rises_with_the_rewards_it_led_to():
     only_first = last._replace(steps=last.steps._replace(reward=reward))
     added = objective_of(replace(LEARNER, credit=True), meta, (rounds[0], only_first))
     added -= objective_of(LEARNER, meta, (rounds[0], only_first))
-    log_prob = normal_log_prob(
-        rounds[0].steps.action, *jax.vmap(over_steps, (None, 0))(meta.weights, rounds[0].steps.obs)
-    )
+    said = jax.vmap(over_steps, (None, 0))(meta.weights, rounds[0].steps.obs)
+    log_prob = said.log_prob(rounds[0].steps.action)
     valid = np.asarray(last.valid)
     share = valid[0].sum() / valid.sum()
     worth = np.array([1 - share, -share, -share]) / np.sqrt(share * (1 - share))
@@ -217,7 +215,7 @@ def test_the_outer_step_goes_along_the_natural_gradient_through_the_inner_step()
             jax.vmap(over_steps)(each, data.steps.obs)
             for each in (policies, learner.adapted(unravel(vector), rounds)[-1])
         ]
-        return jnp.mean(jax.vmap(masked_mean)(normal_kl(*said[0], *said[1]), data.valid))
+        return jnp.mean(jax.vmap(masked_mean)(said[0].kl(said[1]), data.valid))
 
     fisher, slope = jax.jit(jax.hessian(kl))(start), jax.jit(jax.grad(objective))(start)
     assert np.linalg.eigvalsh(fisher)[-1] > 0.1  # so that it matters beside the damping

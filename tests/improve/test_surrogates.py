@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from metadyna.collect.returns import standardise
+from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.on_policy import Weighed, dice, dice_worth, log_likelihood, refit, surrogate, weigh_episodes
 from metadyna.nets.layers import MLP, Linear
-from metadyna.policies.distributions import normal_log_prob
-from metadyna.policies.gaussian import GaussianPolicy
+from metadyna.nets.inputs import Inputs
+from metadyna.policies.direct import GaussianPolicy
+from metadyna.policies.distributions import Normal
 from metadyna.types import Transition
 
 KEY = jax.random.key(0)
+ONE = Inputs(1)
 
 
 def bandit(mean, log_std=0.0):
@@ -25,7 +28,7 @@ def steps(action, reward, last=None, log_prob=None):
     """Experience [T, B] of one observation that is always 0."""
     shape = action.shape
     obs, last = jnp.zeros((*shape, 1)), jnp.zeros(shape, bool).at[-1].set(True) if last is None else last
-    log_prob = normal_log_prob(action[..., None], jnp.zeros((*shape, 1)), jnp.zeros((*shape, 1)))
+    log_prob = Normal(jnp.zeros((*shape, 1)), jnp.zeros((*shape, 1))).log_prob(action[..., None])
     return Transition(obs, action[..., None], reward, jnp.ones(shape), obs, last, log_prob)
 
 
@@ -78,11 +81,11 @@ def test_whole_episodes_are_weighed_by_what_follows_in_them():
     last = jnp.zeros((3, 2), bool).at[1, 0].set(True)
     reward = jnp.array([[1.0, 2.0], [3.0, 4.0], [100.0, 5.0]])  # the 100 is padding
     made = steps(jnp.zeros((3, 2)), reward, last)
-    data = weigh_episodes(made, discount=0.5, decay=1.0)
+    data = weigh_episodes(made, ONE, discount=0.5, decay=1.0)
     np.testing.assert_array_equal(data.valid, [[True, True], [True, True], [False, True]])
     target = np.array([[1 + 1.5, 2 + 2 + 1.25], [3, 4 + 2.5], [0, 5]])
     np.testing.assert_allclose(np.where(data.valid, data.target, 0), target, rtol=1e-6)
-    value = refit(data)(made.obs, data.time)
+    value = refit(LinearBaseline.zero(ONE), data)(made.obs, data.time)
     wanted = standardise(jnp.asarray(target, jnp.float32) - value, data.valid)
     np.testing.assert_allclose(data.advantage, wanted, atol=2e-5)
     assert data.advantage[2, 0] == 0
@@ -91,6 +94,6 @@ def test_whole_episodes_are_weighed_by_what_follows_in_them():
 def test_a_constant_return_is_foreseen_and_nothing_is_an_advantage():
     """Reference card of MB-MPO, O14."""
     last = jnp.ones((1, 8), bool)
-    data = weigh_episodes(steps(jnp.zeros((1, 8)), jnp.full((1, 8), 7.0), last), 0.99, 1.0)
-    assert refit(data)(jnp.zeros(1), jnp.float32(0)) == pytest.approx(7, abs=1e-3)
+    data = weigh_episodes(steps(jnp.zeros((1, 8)), jnp.full((1, 8), 7.0), last), ONE, 0.99, 1.0)
+    assert refit(LinearBaseline.zero(ONE), data)(jnp.zeros(1), jnp.float32(0)) == pytest.approx(7, abs=1e-3)
     np.testing.assert_allclose(data.advantage, 0, atol=1e-3)
