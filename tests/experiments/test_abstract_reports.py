@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from metadyna.planning.act import TreeActing
 
 from metadyna.envs import make
 from metadyna.experiments import abstract
@@ -14,7 +15,6 @@ from metadyna.nets.convolutions import ConvNet
 from metadyna.nets.layers import MLP, Linear
 from metadyna.nets.pictures import Encoder
 from metadyna.pictures import clips, spaces
-from metadyna.planning.act import TreeActing
 from metadyna.types import Transition
 from tests.experiments.reading import read
 from tests.tiny import compiled_once, tiny, trained  # noqa: F401

@@ -5,11 +5,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from metadyna.models.world import known_world
 
 from metadyna.envs.control import PointMass
 from metadyna.experiments import figures, mbmpo
 from metadyna.experiments.mbmpo import METHOD
-from metadyna.models.world import known_world
 from tests.experiments.reading import noted, read
 from tests.tiny import CONTINUOUS, compiled_once, tiny, trained  # noqa: F401
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from metadyna.models.world import known_world
 
 from metadyna.collect.device import DeviceCollector
 from metadyna.envs.control import OneTask, PointMass
 from metadyna.experiments import plane
 from metadyna.experiments.plane import CELLS, COARSE, HALF, FaultyModels, FaultyPoint
 from metadyna.models.imagine import Predictor
-from metadyna.models.world import known_world
 from metadyna.runs import stats
 from tests.experiments.reading import noted, read
 from tests.tiny import CONTINUOUS, compiled_once  # noqa: F401

@@ -8,8 +8,8 @@ import pytest
 from metadyna.collect.returns import standardise
 from metadyna.improve.baseline import LinearBaseline
 from metadyna.improve.on_policy import Weighed, dice, dice_worth, log_likelihood, refit, surrogate, weigh_episodes
-from metadyna.nets.layers import MLP, Linear
 from metadyna.nets.inputs import Inputs
+from metadyna.nets.layers import MLP, Linear
 from metadyna.policies.direct import GaussianPolicy
 from metadyna.policies.distributions import Normal
 from metadyna.types import Transition
