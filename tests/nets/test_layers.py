@@ -25,7 +25,8 @@ from metadyna.policies.action_values import ExplorePolicy, FeedForwardPolicy, Re
 from metadyna.systems.dream import DREAM, ExecuteNets
 
 KEY = jax.random.key(0)
-DISTRACTION = CityGrid(distractors=True).spec  # observation (9, 9, 4), goal (9, 9), 576 problems
+CITY = CityGrid(distractors=True)
+DISTRACTION, GOAL = CITY.spec, CITY.instruction_space  # observation (9, 9, 4), goal (9, 9), 576 problems
 
 # Card of DREAM, 3.8: counts of the published networks without the 64 -> 9 head (585) that its code builds in each
 # of them but never uses. So the execution agent's 383,082 is policy 167,306 + f 20,544 + decoder 195,232.
@@ -50,8 +51,8 @@ MODULES = {
     "convolutions": lambda: glorot(ConvNet.zeros((2, 1), (1, 3, 2), pools=(2, 1)), KEY),
     "dueling": lambda: Dueling.create(3, 2, KEY),
     "explore": lambda: ExplorePolicy.create(DISTRACTION, KEY),
-    "recurrent": lambda: RecurrentPolicy.create(DISTRACTION, 8, KEY),
-    "feed-forward": lambda: FeedForwardPolicy.create(DISTRACTION, 8, KEY),
+    "recurrent": lambda: RecurrentPolicy.create(DISTRACTION, GOAL, 8, KEY),
+    "feed-forward": lambda: FeedForwardPolicy.create(DISTRACTION, GOAL, 8, KEY),
     "problem encoder": lambda: ProblemEncoder.create(576, 8, KEY, hidden=16),
     "decoder": lambda: TrajectoryDecoder.create((9, 9, 4), 9, 8, KEY),
 }
