@@ -237,7 +237,8 @@ def held_out(settings: Fit, rows: Rows) -> Bool[Array, "capacity"]:
 
     Every row has a number for life, spread evenly over [0, 1) (multiples of the golden ratio), and is held out while
     that is below the share to hold out. The share never grows, so a row may be given up to learn from, and never the
-    other way round.
+    other way round. Where it comes to less than two rows of a full ring it may find none, and the row of the least
+    number is held out, whatever it was before.
     """
     place = replay.serials(rows.ring) * jnp.uint32(2_654_435_769)  # 2³² / golden ratio, modulo 2³²
     number = place.astype(jnp.float32) / 2.0**32

@@ -121,7 +121,7 @@ class TanhNormal(eqx.Module):
     def entropy(self) -> Float[Array, "*batch"]:
         """Differential entropy, by quadrature: that of the Gaussian plus E[log(1 - tanh² u)]."""
         nodes, weights = (jnp.asarray(x, self.normal.mean.dtype) for x in (_NODES, _WEIGHTS / math.sqrt(2 * math.pi)))
-        u = self.normal.mean[..., None] + jnp.exp(self.normal.log_std)[..., None] * nodes
+        u = self.normal.mean[..., None] + jnp.exp(self.normal.log_std)[..., None] @ nodes[None]
         return self.normal.entropy() + jnp.sum(_log_stretch(u) @ weights, axis=-1)
 
     def kl(self, other: "TanhNormal") -> Float[Array, "*batch"]:

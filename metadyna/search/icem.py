@@ -75,7 +75,7 @@ class ICEM(Settings):
         """Start in the middle, with a standard deviation of a quarter of the box."""
         start, count = middle(low, high), max(1, int(self.keep * self.elites))
         kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), start)
-        return Kept(start, _wide(low, high), kept, jnp.full(count, -jnp.inf), jnp.asarray(False), low, high)
+        return Kept(start, _wide(low, high), kept, jnp.full(count, -jnp.inf, float), jnp.asarray(False), low, high)
 
     def restart(self, state: Kept, move: Callable[[Point], Point]) -> Kept:
         """Move mean and elites, whose last step `ask` draws anew."""

@@ -197,7 +197,7 @@ def far(one, other):
 @pytest.mark.parametrize("settings", [EACH, JOINT], ids=["each", "joint"])
 def test_updates_are_those_written_out(settings):
     """Several, so that optimisers remember, rates decay and the frozen copy is refreshed and kept."""
-    learner, hand = settings.init(networks()), ByHand(settings, networks())
+    learner, hand = settings.start(networks()), ByHand(settings, networks())
     update = jax.jit(lambda learner, batch: settings.update(learner, batch, see, term))
     for i in range(5):
         batch = transitions(seed=i)
@@ -231,7 +231,7 @@ def test_another_order_is_not_the_same():
 
 def test_the_frozen_copy_is_refreshed_at_the_first_update_and_every_period():
     settings = AbstractLearning(schedule="joint", target_period=3)
-    learner, refreshed = settings.init(networks())._replace(target=networks(1)), []
+    learner, refreshed = settings.start(networks())._replace(target=networks(1)), []
     update = jax.jit(lambda learner: settings.update(learner, transitions(), see)[0])
     for _ in range(8):
         before, learner = learner, update(learner)
@@ -241,12 +241,12 @@ def test_the_frozen_copy_is_refreshed_at_the_first_update_and_every_period():
 
 
 def test_at_first_the_frozen_copy_equals_the_weights_but_shares_no_memory():
-    learner = AbstractLearning().init(networks())
+    learner = AbstractLearning().start(networks())
     for x, y in zip(jax.tree.leaves(learner.weights), jax.tree.leaves(learner.target), strict=True):
         np.testing.assert_array_equal(x, y)
         assert x.unsafe_buffer_pointer() != y.unsafe_buffer_pointer()
     assert list(learner.optimisers) == [*MODEL_LOSSES, "value"]
-    assert list(AbstractLearning(schedule="joint").init(networks()).optimisers) == ["joint"]
+    assert list(AbstractLearning(schedule="joint").start(networks()).optimisers) == ["joint"]
 
 
 # --- the optimiser
@@ -391,7 +391,7 @@ def test_impossible_settings_are_refused_in_one_line(change, message):
 
 def test_directions_must_be_as_many_as_actions():
     with pytest.raises(UserError, match="2 entries; there are 3 actions"):
-        AbstractLearning(directions=(None, None)).init(networks())
+        AbstractLearning(directions=(None, None)).start(networks())
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_directions_must_be_as_many_as_actions():
 def test_directions_must_fit_the_abstract_state(form, direction, message):
     weights = form.create((12, 12), 1, KEY)
     with pytest.raises(UserError, match=message):
-        AbstractLearning(directions=(direction,)).init(weights)
+        AbstractLearning(directions=(direction,)).start(weights)
 
 
 def test_settings_are_hashable():

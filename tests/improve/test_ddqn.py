@@ -27,7 +27,7 @@ def pull_to(value):
 
 
 def descend(settings, learner, value, times):
-    step = jax.jit(lambda learner: settings.descend(learner, pull_to(value))[0])
+    step = jax.jit(lambda learner: settings.update(learner, pull_to(value))[0])
     history = [learner]
     for _ in range(times):
         history.append(step(history[-1]))
@@ -122,7 +122,7 @@ def test_no_cut_of_the_steps_loses_an_update(every):
 )
 def test_the_target_moves_when_its_period_is_over(period, every, moves):
     settings = DDQN(target_period=period, update_every=every, learning_rate=0.1)
-    history = descend(settings, settings.init(jnp.zeros(2)), 1.0, 6)
+    history = descend(settings, settings.start(jnp.zeros(2)), 1.0, 6)
     moved = {n for n in range(1, 7) if not np.array_equal(history[n].target, history[n - 1].target)}
     assert moved == set(moves)
     assert [learner.updates.item() for learner in history] == list(range(7))
@@ -132,14 +132,14 @@ def test_the_target_moves_when_its_period_is_over(period, every, moves):
 
 def test_the_target_may_follow_as_a_polyak_average():
     settings = DDQN(target_period=1, update_every=1, target_rate=0.25, learning_rate=0.1)
-    history = descend(settings, settings.init(jnp.zeros(2)), 1.0, 3)
+    history = descend(settings, settings.start(jnp.zeros(2)), 1.0, 3)
     for old, new in pairwise(history):
         np.testing.assert_allclose(new.target, 0.75 * old.target + 0.25 * new.weights, rtol=1e-6)
 
 
 def test_the_target_starts_equal_in_buffers_of_its_own():
     weights = MLP.create((2, 3, 2), KEY)
-    learner = DDQN().init(weights)
+    learner = DDQN().start(weights)
     for weight, target in zip(jax.tree.leaves(learner.weights), jax.tree.leaves(learner.target), strict=True):
         np.testing.assert_array_equal(weight, target)
         assert weight.unsafe_buffer_pointer() != target.unsafe_buffer_pointer()
@@ -150,12 +150,12 @@ def test_gradients_are_clipped_to_their_global_norm(norm):
     settings = DDQN(gradient_clip=10.0)
     weights = {"a": jnp.zeros(1), "b": jnp.zeros(2)}
     gradients = {"a": jnp.array([0.6 * norm]), "b": jnp.array([0.0, 0.8 * norm])}
-    learner = settings.init(weights)
+    learner = settings.start(weights)
 
     def loss(weights):
         return sum(jnp.sum(weights[name] * gradients[name]) for name in weights), {}
 
-    (learner, _) = settings.descend(learner, loss)
+    (learner, _) = settings.update(learner, loss)
     # After one step Adam's first moment is 0.1 g: what Adam was given, before it normalises.
     given = optax.tree_utils.tree_get(learner.optimiser, "mu")
     whole = jnp.concatenate([gradients["a"], gradients["b"]])
@@ -165,10 +165,10 @@ def test_gradients_are_clipped_to_their_global_norm(norm):
 @pytest.mark.parametrize("times", [0, 1, 5])
 def test_repeated_updates_equal_single_ones(times):
     settings = DDQN(learning_rate=0.1)
-    start = settings.init(jnp.zeros(2))
+    start = settings.start(jnp.zeros(2))
 
     def update(learner, key):
-        return settings.descend(learner, pull_to(jax.random.normal(key)))
+        return settings.update(learner, pull_to(jax.random.normal(key)))
 
     learner, metrics = jax.jit(lambda times: repeat_updates(update, start, times, KEY))(jnp.int32(times))
     expected, distances = start, []
@@ -241,14 +241,14 @@ def learn(probe, settings, iterations=300, episodes=8):
         learner, ring, steps = state
         k_play, k_update = jax.random.split(key)
         params = learner.weights, settings.epsilon(steps)
-        played = collector.episodes(act, params, jnp.zeros(episodes), jnp.zeros(episodes), k_play)
+        played = collector.episodes(act, params, jnp.zeros(episodes), jnp.zeros(episodes), k_play).episodes
         ring = replay.add(ring, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), played))
         after = steps + episodes * probe.horizon
         due = settings.updates_due(steps, after, ring.added)
 
         def update(learner, key):
             batch = replay.sample(ring, key, settings.batch)
-            return settings.descend(learner, lambda weights: loss(weights, learner.target, batch))
+            return settings.update(learner, lambda weights: loss(weights, learner.target, batch))
 
         learner, _ = repeat_updates(update, learner, due, k_update)
         return (learner, ring, after), None
@@ -256,10 +256,10 @@ def learn(probe, settings, iterations=300, episodes=8):
     weights = MLP.create((numbers, 16, actions), jax.random.key(1))
     params = weights, jnp.float32(1)
     played = jax.eval_shape(
-        lambda key: collector.episodes(act, params, jnp.zeros(episodes), jnp.zeros(episodes), key), KEY
+        lambda key: collector.episodes(act, params, jnp.zeros(episodes), jnp.zeros(episodes), key).episodes, KEY
     )
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype), played)
-    state = settings.init(weights), replay.init(one, 256), jnp.int32(0)
+    state = settings.start(weights), replay.init(one, 256), jnp.int32(0)
     (learner, _, _), _ = jax.jit(lambda state: jax.lax.scan(iterate, state, jax.random.split(KEY, iterations)))(state)
     return jax.vmap(lambda number: q_values(learner.weights, number[None]))(jnp.arange(numbers))
 

@@ -9,10 +9,12 @@ import pytest
 
 from metadyna.errors import UserError
 from metadyna.improve.trpo import TRPO, conjugate_gradient
-from metadyna.policies.distributions import normal_kl, normal_log_prob
-from metadyna.policies.gaussian import GaussianPolicy
+from metadyna.policies import direct
+from metadyna.policies.distributions import Normal
+from metadyna.types import Box, EnvSpec
 
 KEY = jax.random.key(0)
+SPEC = EnvSpec(Box((3,)), Box((2,), -1.0, 1.0), 10)
 
 
 def bits(tree):
@@ -43,7 +45,7 @@ def test_the_published_step(cut, tried):
         return quadratic + (30 if cut < 1 else -0.1) * quadratic**2
 
     settings = TRPO(max_kl=0.01, damping=0.0, shrink=0.5)
-    weights, metrics = settings.step(start, jnp.sum, kl)
+    weights, metrics = settings.update(start, jnp.sum, kl)
     np.testing.assert_allclose(weights - start, np.array([0.089443, 0.022361]) * cut, rtol=1e-4)
     assert metrics["kl"] == pytest.approx(float(kl(weights)), rel=1e-4)
     assert metrics["surrogate_gain"] == pytest.approx(0.111803 * cut, rel=1e-3)
@@ -80,10 +82,10 @@ def test_the_direction_is_the_natural_gradient_of_a_policy():
     slope = np.array([1.0, -3.0], np.float32)  # of the surrogate
 
     def policy(w):
-        return w[0] * obs, jnp.full_like(obs, w[1])
+        return Normal(w[0] * obs, jnp.full_like(obs, w[1]))
 
     def kl_of(said):
-        return jnp.mean(normal_kl(*policy(start), *said))
+        return jnp.mean(policy(start).kl(said))
 
     def kl(w):
         return kl_of(policy(w))
@@ -96,7 +98,7 @@ def test_the_direction_is_the_natural_gradient_of_a_policy():
         step = natural * np.sqrt(2e-4 / (slope @ natural))
         settings = TRPO(max_kl=1e-4, damping=damping)
         for divergence in ((kl,), (kl_of, policy)):  # of the weights, or of what the policy says
-            weights, metrics = jax.jit(lambda w, d=divergence, s=settings: s.step(w, lambda w: w @ slope, *d))(start)
+            weights, metrics = jax.jit(lambda w, d=divergence, s=settings: s.update(w, lambda w: w @ slope, *d))(start)
             shrunk = 0.8 ** float(metrics["backtracks"])
             assert shrunk > 0.5
             np.testing.assert_allclose(weights - start, shrunk * step, rtol=2e-3)
@@ -117,20 +119,20 @@ def problem():
 
     def draw(key):
         k_policy, k_obs, k_action, k_advantage = jax.random.split(key, 4)
-        policy = negative_zeros(GaussianPolicy.create(3, 2, (8,), k_policy, log_std=-0.5))
+        policy = negative_zeros(direct.create(SPEC, (8,), k_policy, log_std=-0.5))
         obs = jax.random.normal(k_obs, (64, 3))
-        mean, log_std = jax.vmap(policy)(obs)
-        action = mean + jnp.exp(log_std) * jax.random.normal(k_action, mean.shape)
+        said = jax.vmap(policy)(obs)
+        action, old = said.sample_with_log_prob(k_action)
         advantage = jax.random.normal(k_advantage, (64,)) + action[:, 0]
-        return policy, obs, mean, log_std, action, advantage, normal_log_prob(action, mean, log_std)
+        return policy, obs, said, action, advantage, old
 
-    policy, obs, mean, log_std, action, advantage, old = jax.jit(draw)(KEY)
+    policy, obs, said, action, advantage, old = jax.jit(draw)(KEY)
 
     def surrogate(weights):
-        return jnp.mean(jnp.exp(normal_log_prob(action, *jax.vmap(weights)(obs)) - old) * advantage)
+        return jnp.mean(jnp.exp(jax.vmap(weights)(obs).log_prob(action) - old) * advantage)
 
     def kl(weights):
-        return jnp.mean(normal_kl(mean, log_std, *jax.vmap(weights)(obs)))
+        return jnp.mean(said.kl(jax.vmap(weights)(obs)))
 
     return policy, jax.jit(surrogate), jax.jit(kl)
 
@@ -138,7 +140,7 @@ def problem():
 @functools.cache
 def stepped(max_kl):
     policy, surrogate, kl = problem()
-    return jax.jit(lambda w: TRPO(max_kl=max_kl).step(w, surrogate, kl))(policy)
+    return jax.jit(lambda w: TRPO(max_kl=max_kl).update(w, surrogate, kl))(policy)
 
 
 @pytest.mark.parametrize("max_kl", [0.01, 0.3])
@@ -198,7 +200,7 @@ def spoilt_step():
         def farther(w):
             return kl_factor * kl(w) + jnp.where(somewhere_else(w), kl_more, 0)
 
-        return TRPO(backtracks=4).step(weights, worse, farther)
+        return TRPO(backtracks=4).update(weights, worse, farther)
 
     return jax.jit(step)
 
@@ -221,7 +223,7 @@ def test_any_weights_will_do():
     def distance(one, other):
         return sum(jnp.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
-    moved, metrics = TRPO(max_kl=0.02).step(weights, lambda w: -distance(w, target), lambda w: distance(w, weights))
+    moved, metrics = TRPO(max_kl=0.02).update(weights, lambda w: -distance(w, target), lambda w: distance(w, weights))
     assert metrics["rejected"] == 0
     assert distance(moved, target) < distance(weights, target)
     assert distance(moved, weights) <= 0.02
@@ -231,9 +233,9 @@ def test_any_weights_will_do():
 @pytest.mark.parametrize(
     ("change", "interval"),
     [
-        ({"max_kl": 0.0}, r"\(0, inf\)"),
+        ({"max_kl": 0.0}, r"\(0, 1000\]"),
         ({"cg_iterations": 0}, r"\[1, 10000\]"),
-        ({"damping": -0.1}, r"\[0, inf\)"),
+        ({"damping": -0.1}, r"\[0, 1000000\]"),
         ({"backtracks": 0}, r"\[1, 1000\]"),
         ({"shrink": 1.0}, r"\(0, 1\)"),
     ],

@@ -10,7 +10,8 @@ import pytest
 
 from metadyna.models.bounded import Nearby, Scaled
 from metadyna.models.gaussian import GaussianEnsemble, Standardiser
-from metadyna.models.imagine import Predictor, WorldModel, branch
+from metadyna.models.imagine import branch
+from metadyna.models.worlds import Meaning, Predictor
 
 KEY = jax.random.key(0)
 MEAN, STD = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.1, 2.0, 1.0])
@@ -29,7 +30,7 @@ def test_nothing_changes_within_the_bound(probabilistic):
     near = Nearby(models, 1e4)
     assert isinstance(near, Predictor)
     assert isinstance(models, Scaled)
-    assert (near.num_members, near.num_inputs, near.num_outputs) == (2, 3, 2)
+    assert (near.num_members, near.num_outputs) == (2, 2)
     inputs, noise = jax.random.normal(KEY, (2, 5, 3)), jax.random.normal(KEY, (2, 5, 2))
     for given in (None, noise):
         np.testing.assert_allclose(near.sample(inputs, given), models.sample(inputs, given), atol=1e-5)
@@ -42,15 +43,15 @@ def test_what_runs_away_stops_at_the_bound():
     models = replace(models, weights=jax.tree.map(jnp.zeros_like, models.weights))
     bias = lambda models: models.weights.members.mlp.layers[-1].bias  # noqa: E731
     models = eqx.tree_at(bias, models, jnp.broadcast_to(jnp.array([[1.0], [-3.0]]), (2, 2)))
-    world = WorldModel(reward=lambda obs, action, next_obs: next_obs[0])
+    meaning = Meaning(reward=lambda obs, action, next_obs: next_obs[0])
 
     def stay(params, carry, timestep, key):
         return jnp.zeros(1), carry, ()
 
     for member, edge in ((0, MEAN[:2] + 3 * STD[:2]), (1, MEAN[:2] - 3 * STD[:2])):
         near = Nearby(models.only(jnp.int32(member)), 3.0)
-        made = branch(world, near, stay, (), jnp.zeros((4, 2)), 20, KEY)
+        made = branch(meaning.world(near), stay, (), jnp.zeros((4, 2)), 20, KEY)
         np.testing.assert_allclose(made.next_obs[-1], jnp.broadcast_to(edge, (4, 2)), rtol=1e-6)
         assert made.reward[-1, 0] == pytest.approx(float(edge[0]), rel=1e-6)
-    free = branch(world, models.only(jnp.int32(0)), stay, (), jnp.zeros((4, 2)), 20, KEY)
+    free = branch(meaning.world(models.only(jnp.int32(0))), stay, (), jnp.zeros((4, 2)), 20, KEY)
     np.testing.assert_allclose(free.next_obs[-1], 20, rtol=1e-6)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metadyna.collect import replay
 from metadyna.errors import UserError
-from metadyna.models.fit import Fit, calibration, fit, init, split, training_rows
+from metadyna.models.fit import Fit, Rows, _split, fit, held_out, start, training_rows
 from metadyna.models.gaussian import GaussianEnsemble
 from tests.models.test_gaussian import constant
 
@@ -38,10 +39,24 @@ def compiled(settings, model):
     return jax.jit(partial(fit, settings, model))
 
 
+def as_they_are(items):
+    return items
+
+
+def rows_of(items, count):
+    """A ring whose first slots hold rows."""
+    capacity, count = jax.tree.leaves(items)[0].shape[0], jnp.int32(count)
+    return Rows(replay.Ring(items, count % capacity, count // capacity), as_they_are)
+
+
+def init(model, inputs, outputs, key):
+    return start(model, model.create(inputs, outputs, key))
+
+
 def run(settings, model, inputs, targets, count=None, state=None):
     state = init(model, inputs.shape[1], targets.shape[1], jax.random.key(1)) if state is None else state
-    count = jnp.int32(inputs.shape[0] if count is None else count)
-    return compiled(settings, model)(state, inputs, targets, count, KEY)
+    rows = rows_of((inputs, targets), inputs.shape[0] if count is None else count)
+    return compiled(settings, model)(state, rows, KEY)
 
 
 def assert_trees_equal(a, b):
@@ -98,26 +113,38 @@ def test_noise_is_told_from_the_mean():
     mean, log_variance = state.ensemble.best().predict_all(points)
     np.testing.assert_allclose(mean.mean(0), points, atol=0.1)
     np.testing.assert_allclose(jnp.exp(log_variance / 2).mean(0), 0.15 * jnp.exp(points), rtol=0.2)
-    shares = calibration(state.ensemble, jnp.float32(inputs), jnp.float32(targets))
+    # The members' mixture is calibrated: intervals hold their shares of the rows, which are as likely as they can be.
+    mean, log_variance = state.ensemble.predict_all(jnp.float32(inputs))
+    z = (jnp.float32(targets)[None] - mean) * jnp.exp(-log_variance / 2)
+    quantile = jnp.mean(jax.scipy.stats.norm.cdf(z), axis=0)
     for percent, tolerance in ((50, 0.08), (90, 0.05), (95, 0.04)):
-        assert shares[f"calibration/within_{percent}"][0] == pytest.approx(percent / 100, abs=tolerance)
+        assert np.mean(np.abs(quantile - 0.5) < percent / 200) == pytest.approx(percent / 100, abs=tolerance)
     truth = np.log(spread * np.sqrt(2 * np.pi)) + 0.5 * ((targets - inputs) / spread) ** 2
-    assert shares["calibration/nll"] == pytest.approx(truth.mean(), abs=0.1)
+    density = jnp.mean(jax.scipy.stats.norm.pdf(z) * jnp.exp(-log_variance / 2), axis=0)
+    assert -np.log(density).mean() == pytest.approx(truth.mean(), abs=0.1)
 
 
 # --- rows
+
+
+def arranged(settings, count, capacity, key=KEY):
+    """Slots in their order, how many of them are held out, and how many are learnt from."""
+    order, held, train = jax.jit(partial(_split, settings))(rows_of(jnp.arange(capacity), count), key)
+    return order[:capacity], held, train
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 100, 128])
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_no_member_learns_from_a_held_out_or_an_unused_row(count, bootstrap):  # T17
     settings = Fit(bootstrap=bootstrap, max_holdout=15)
-    order, held = split(settings, jnp.int32(count), CAPACITY, KEY)
+    order, held, train = arranged(settings, count, CAPACITY)
     np.testing.assert_array_equal(np.sort(order[:count]), np.arange(count))
     np.testing.assert_array_equal(np.sort(order), np.arange(CAPACITY))
-    assert held == (min(count, 1) if count < 10 else min(count // 5, 15))
-    train = count - int(held)
-    rows = training_rows(settings, 4, held, jnp.int32(train), CAPACITY, KEY)
+    chosen = held_out(settings, rows_of(jnp.arange(CAPACITY), count))
+    np.testing.assert_array_equal(np.sort(order[:held]), np.flatnonzero(chosen))
+    assert held == min(count, 1) if count < 4 else abs(held - min(count / 5, 15)) <= 1
+    assert train == count - held
+    rows = training_rows(settings, 4, held, train, CAPACITY, KEY)
     assert rows.shape == (4, CAPACITY)
     learnt = np.asarray(order)[rows]
     if train == 0:
@@ -134,16 +161,49 @@ def test_no_member_learns_from_a_held_out_or_an_unused_row(count, bootstrap):  #
 
 @pytest.mark.parametrize("count", [0, 10, 624, 625, 626, 2500, 2501, 9999, 10_000])
 def test_a_large_store_is_shuffled_as_far_as_it_is_used(count):
-    order, _ = split(PETS, jnp.int32(count), 10_000, KEY)
+    order, _, _ = arranged(PETS, count, 10_000)
     np.testing.assert_array_equal(np.sort(order[:count]), np.arange(count))
     np.testing.assert_array_equal(np.sort(order[count:]), np.arange(count, 10_000))
     if count > 100:  # a used row is as likely to come first as last
         assert np.mean(order[: count // 2]) == pytest.approx(count / 2, rel=0.15)
 
 
-def test_the_split_is_drawn_anew():
-    first, second = (split(Fit(), 100, CAPACITY, jax.random.key(i))[0][:20] for i in range(2))
-    assert len(np.intersect1d(first, second)) < 15
+def test_the_order_is_drawn_anew_and_those_held_out_stay():
+    (first, held, _), (second, _, _) = (arranged(Fit(), 100, CAPACITY, jax.random.key(i)) for i in range(2))
+    np.testing.assert_array_equal(np.sort(first[:held]), np.sort(second[:held]))
+    assert not np.array_equal(first[:held], second[:held])
+    assert np.mean(first[held:100] == second[held:100]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "settings", [Fit(), Fit(holdout=0.33), Fit(max_holdout=5), Fit(holdout=0.05)], ids=["MBPO", "ME-TRPO", "few", "5%"]
+)
+@pytest.mark.parametrize("laps", [0, 2**26 - 2], ids=["from the first", "as 32 bits run over"])
+def test_a_row_that_was_learnt_from_is_never_validated_on(settings, laps):
+    """While the ring fills and is overwritten three times over, by batches of any size; the share is kept throughout."""
+    capacity, added, learnt = 64, 0, set()
+    ring = replay.Ring(-1 - jnp.arange(capacity), jnp.int32(0), jnp.int32(laps))
+    hold_out = jax.jit(lambda ring: held_out(settings, Rows(ring, as_they_are)))
+    for count in np.random.default_rng(0).integers(1, 9, 60):
+        ring = replay.add(ring, jnp.arange(added, added + count))
+        added += int(count)
+        size = int(replay.size(ring))
+        held, number = np.asarray(hold_out(ring))[:size], np.asarray(ring.items)[:size]
+        assert not learnt & set(number[held].tolist())
+        learnt |= set(number[~held].tolist())
+        share = min(settings.holdout, settings.max_holdout / size)
+        assert max(1, share * size - 2) <= held.sum() <= share * size + 2
+    assert added > 3 * capacity
+
+
+def test_rows_are_given_up_to_learn_from_as_the_share_falls():
+    """Who is held out of many was held out of few, and those few are spread over what is stored."""
+    settings, capacity = Fit(max_holdout=20), 1000
+    few, many = (np.flatnonzero(held_out(settings, rows_of(jnp.arange(capacity), n))) for n in (100, 1000))
+    assert len(few) == pytest.approx(20, abs=1)
+    assert len(many) == pytest.approx(20, abs=1)
+    assert set(many[many < 100]) < set(few)
+    assert np.diff(many).max() < 4 * capacity / 20
 
 
 @pytest.mark.parametrize("settings", [QUICK, PETS, replace(QUICK, bootstrap=False)], ids=["MBPO", "PETS", "all rows"])
@@ -174,7 +234,7 @@ def test_every_row_weighs_the_same_though_the_last_batch_is_short():
     start = init(ALL, 6, 4, KEY)
     state, metrics = run(settings, ALL, inputs, targets, state=start)
     scaled = replace(start.ensemble, input_scale=state.ensemble.input_scale)
-    every = jnp.stack([inputs] * 3), jnp.stack([targets] * 3), jnp.ones(10, bool)
+    every = (jnp.stack([inputs] * 3), jnp.stack([targets] * 3)), jnp.ones(10, bool)
     assert metrics["fit/train_loss"] == pytest.approx(ALL.loss(scaled, *every).item(), rel=1e-5)
     slopes = jax.grad(lambda w: ALL.loss(replace(scaled, weights=w), *every))(start.ensemble.weights)
     moved = jax.tree.map(lambda new, old: new - old, state.ensemble.weights, start.ensemble.weights)
@@ -214,7 +274,7 @@ def test_one_program_serves_every_count():
     @jax.jit
     def counted(state, count):
         traces.append(count)
-        return fit(QUICK, ALL, state, inputs, targets, count, KEY)
+        return fit(QUICK, ALL, state, rows_of((inputs, targets), count), KEY)
 
     state = init(ALL, 6, 4, KEY)
     for count in (0, 1, 10, 77, 128):
@@ -254,7 +314,7 @@ def test_members_end_with_their_best_weights():
         settings = Fit(batch=8, patience=10**6, max_epochs=epochs, bootstrap=False)
         state, metrics = run(settings, model, inputs, targets)
         ends.append(metrics["fit/holdout_mse"])
-        held = split(settings, CAPACITY, CAPACITY, jax.random.split(KEY, 4)[1])[0][: CAPACITY // 5]
+        held = np.flatnonzero(held_out(settings, rows_of((inputs, targets), CAPACITY)))
         mean, _ = state.ensemble.predict_all(inputs[held])
         unit = targets[np.setdiff1d(np.arange(CAPACITY), held)].std(0)
         lasts.append((((mean - targets[held][None]) / unit[None, None]) ** 2).mean())
@@ -343,32 +403,6 @@ def test_a_cold_start_forgets():
     assert_trees_equal((once, first), (twice, second))
 
 
-# --- calibration
-
-
-def test_calibration_of_known_mixtures():
-    """Two members N(±1, 1): shares by numbers drawn from the mixture, likelihood by its density."""
-    bounds = {"max_log_variance": 20.0, "min_log_variance": -20.0}
-    model = GaussianEnsemble(members=2, elites=2, widths=(), weight_decay=(0.0,), **bounds)
-    ensemble = constant(model, 1, jnp.array([[1.0, 0.0], [-1.0, 0.0]]))
-    rng = np.random.default_rng(0)
-    drawn = rng.choice([-1.0, 1.0], 20_000) + rng.normal(size=20_000)
-    shares = calibration(ensemble, jnp.zeros((20_000, 1)), jnp.float32(drawn)[:, None])
-    for percent in (50, 90, 95):
-        assert shares[f"calibration/within_{percent}"][0] == pytest.approx(percent / 100, abs=0.01)
-    density = (np.exp(-((drawn - 1) ** 2) / 2) + np.exp(-((drawn + 1) ** 2) / 2)) / 2 / np.sqrt(2 * np.pi)
-    assert shares["calibration/nll"] == pytest.approx(-np.log(density).mean(), abs=1e-3)
-    # Targets from the first member alone are not those of the mixture.
-    one_sided = calibration(ensemble, jnp.zeros((20_000, 1)), jnp.float32(np.abs(drawn))[:, None] + 1)
-    assert one_sided["calibration/within_50"][0] < 0.4
-
-
-def test_a_mean_has_no_calibration():
-    ensemble = replace(SMALL, probabilistic=False).create(6, 4, KEY)
-    with pytest.raises(UserError, match="probabilistic must be True"):
-        calibration(ensemble, jnp.zeros((3, 6)), jnp.zeros((3, 4)))
-
-
 # --- settings
 
 
@@ -377,7 +411,7 @@ def test_a_mean_has_no_calibration():
     [
         ({"batch": 0}, r"\[1, 65536\]"),
         ({"holdout": 1.0}, r"\[0, 1\)"),
-        ({"max_holdout": 0}, r"\[1, inf\)"),
+        ({"max_holdout": 0}, r"\[1, 2000000000\]"),
         ({"max_epochs": 0}, r"\[1, 2000000000\]"),
         ({"max_updates": 0}, r"\[1, 2000000000\]"),
         ({"patience": -1}, r"\[0, 2000000000\]"),

@@ -18,6 +18,7 @@ from metadyna.models.gaussian import (
     swish,
 )
 from metadyna.nets.layers import num_parameters
+from metadyna.nets.moments import Moments
 
 KEY = jax.random.key(0)
 SMALL = GaussianEnsemble(members=3, elites=2, widths=(8, 6), weight_decay=(0.1, 0.2, 0.3))
@@ -89,7 +90,7 @@ def test_loss_of_an_error_of_one(log_variance, loss):  # card of planning, 7.2(3
     settings = replace(PLAIN, max_log_variance=50.0, min_log_variance=-50.0)
     ensemble = constant(settings, 3, jnp.tile(jnp.array([0.0, 0.0, log_variance, log_variance]), (3, 1)))
     inputs, targets = jnp.ones((3, 5, 3)), jnp.ones((3, 5, 2))
-    assert settings.loss(ensemble, inputs, targets, jnp.ones(5, bool)) == pytest.approx(3 * loss, abs=1e-5)
+    assert settings.loss(ensemble, (inputs, targets), jnp.ones(5, bool)) == pytest.approx(3 * loss, abs=1e-5)
 
 
 @pytest.mark.parametrize("fan_in", [100, 400])
@@ -176,7 +177,7 @@ def test_loss_equals_a_double_loop(name, valid):
             total += decay * 0.5 * (np.float64(layer.weight[k]) ** 2).sum()
     if settings.probabilistic and settings.learned_bounds:
         total += 0.01 * (ensemble.weights.max_log_variance.sum() - ensemble.weights.min_log_variance.sum())
-    assert settings.loss(ensemble, inputs, targets, jnp.array(valid, bool)) == pytest.approx(float(total), rel=1e-5)
+    assert settings.loss(ensemble, (inputs, targets), jnp.array(valid, bool)) == pytest.approx(float(total), rel=1e-5)
 
 
 # --- gradients
@@ -184,7 +185,7 @@ def test_loss_equals_a_double_loop(name, valid):
 
 def gradients(settings, ensemble, inputs, targets):
     valid = jnp.ones(inputs.shape[1], bool)
-    loss = lambda weights: settings.loss(replace(ensemble, weights=weights), inputs, targets, valid)  # noqa: E731
+    loss = lambda weights: settings.loss(replace(ensemble, weights=weights), (inputs, targets), valid)  # noqa: E731
     return jax.grad(loss)(ensemble.weights)
 
 
@@ -249,7 +250,7 @@ def test_scales_are_those_of_the_chosen_rows():
     values = np.random.default_rng(0).normal([1000.0, -2.0], [1.0, 30.0], (50, 2)).astype(np.float32)
     chosen = np.arange(50) % 3 != 0
     shown = jnp.where(chosen[:, None], values, jnp.nan)
-    scale = Standardiser.of(shown, jnp.array(chosen))
+    scale = Standardiser.of(Moments.empty((2,)).add(shown, jnp.array(chosen)))
     np.testing.assert_allclose(scale.mean, values[chosen].mean(0), rtol=1e-5)
     np.testing.assert_allclose(scale.std, values[chosen].std(0), rtol=1e-4)
     rows = jax.vmap(scale)(values[chosen])
@@ -259,7 +260,7 @@ def test_scales_are_those_of_the_chosen_rows():
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, 1e-8])
 def test_a_constant_column_keeps_its_scale(value):  # P10
-    scale = Standardiser.of(jnp.full((1000, 1), value), jnp.ones(1000, bool))
+    scale = Standardiser.of(Moments.empty((1,)).add(jnp.full((1000, 1), value)))
     assert scale.std == 1
     np.testing.assert_allclose(scale.mean, value, rtol=1e-6)
     assert scale(jnp.array([value])) == pytest.approx(0, abs=1e-4)

@@ -14,7 +14,8 @@ from metadyna.collect.device import DeviceCollector
 from metadyna.collect.episodes import episode_lengths, episode_returns, valid_steps
 from metadyna.errors import UserError
 from metadyna.models.gaussian import GaussianEnsemble
-from metadyna.models.imagine import Dynamics, Predictor, WorldModel, branch, open_loop_errors, sequence_returns
+from metadyna.models.imagine import branch, open_loop_errors, sequence_returns
+from metadyna.models.worlds import Meaning, Predictor, World, known_world, learnt_world
 from metadyna.types import Box, EnvSpec, Known, TimeStep, Transition
 from tests.models.test_gaussian import constant
 
@@ -58,6 +59,13 @@ class Cart:
         return (after, time + 1), timestep
 
 
+class Unpaid(Cart):
+    """One whose reward does not ask for the task, as those that planners know."""
+
+    def reward(self, task, obs, action, next_obs):
+        return super().reward(1.0, obs, action, next_obs)
+
+
 class GivenTasks:
     """Tasks are handed over, never drawn."""
 
@@ -76,7 +84,6 @@ class Truth:
     task: Any
     members: int = 3
     knows_reward: bool = False
-    num_inputs: int = 3
 
     @property
     def num_members(self):
@@ -86,8 +93,15 @@ class Truth:
     def num_outputs(self):
         return 2 + self.knows_reward
 
+    @property
+    def elites(self):
+        return jnp.arange(self.members)
+
     def best(self):
         return self
+
+    def only(self, member):
+        return replace(self, members=1)
 
     def sample(self, inputs, noise):
         def one(x):
@@ -100,7 +114,7 @@ class Truth:
 
 
 def known(env, task):
-    return WorldModel(reward=partial(env.reward, task), terminated=partial(env.terminated, task))
+    return Meaning(reward=partial(env.reward, task), terminated=partial(env.terminated, task))
 
 
 def policy(params, carry, timestep, key):
@@ -117,7 +131,7 @@ def steps_of(offsets):
 
 def score_end(score):
     """A reward that is paid where the action is 1."""
-    return WorldModel(reward=lambda obs, action, next_obs: action[0] * score(next_obs[0]))
+    return Meaning(reward=lambda obs, action, next_obs: action[0] * score(next_obs[0]))
 
 
 def end_only(candidates, horizon):
@@ -131,15 +145,15 @@ def end_only(candidates, horizon):
 @pytest.mark.parametrize("particles", [2, 20])
 def test_particles_spread_as_their_members_differ(mode, variance, particles):  # card of planning, 7.2(8)
     ensemble, candidates = steps_of([1.0, -1.0]), 4000
-    play = partial(sequence_returns, ensemble=ensemble, obs=jnp.zeros(1), sequences=end_only(candidates, 10), key=KEY)
-    squares = play(score_end(lambda s: s**2), particles=particles, mode=mode)
+    play = partial(sequence_returns, start=jnp.zeros(1), sequences=end_only(candidates, 10), key=KEY)
+    squares = play(score_end(lambda s: s**2).world(ensemble), particles=particles, mode=mode)
     assert squares.shape == (candidates,)
     if mode == "TS1":
         # The square of one particle's walk has standard deviation 13.4.
         assert squares.mean() == pytest.approx(variance, abs=4 * 13.4 / candidates**0.5)
     else:
         np.testing.assert_allclose(squares, variance)
-    np.testing.assert_allclose(play(score_end(lambda s: s), particles=particles, mode=mode), 0, atol=1e-5)
+    np.testing.assert_allclose(play(score_end(lambda s: s).world(ensemble), particles=particles, mode=mode), 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["TSinf", "TS1"])
@@ -147,10 +161,10 @@ def test_noise_is_drawn_for_every_particle_and_step(mode):
     """Two alike members with unit variance: the end has variance H, and the mean over P particles has H / P."""
     wide = replace(STEADY, probabilistic=True, max_log_variance=20.0, min_log_variance=-20.0)
     ensemble = constant(wide, 2, jnp.zeros((2, 2)))
-    play = partial(sequence_returns, ensemble=ensemble, obs=jnp.zeros(1), key=KEY, particles=4, mode=mode)
-    squares = play(score_end(lambda s: s**2), sequences=end_only(4000, 9))
+    play = partial(sequence_returns, start=jnp.zeros(1), key=KEY, particles=4, mode=mode)
+    squares = play(score_end(lambda s: s**2).world(ensemble), sequences=end_only(4000, 9))
     assert squares.mean() == pytest.approx(9, rel=0.05)
-    means = play(score_end(lambda s: s), sequences=end_only(4000, 9))
+    means = play(score_end(lambda s: s).world(ensemble), sequences=end_only(4000, 9))
     assert means.var() == pytest.approx(9 / 4, rel=0.1)
     assert means.mean() == pytest.approx(0, abs=0.1)
 
@@ -163,7 +177,7 @@ def test_true_dynamics_give_the_true_returns(mode, knows_reward):
     obs = jnp.array([0.5, 0.1])
     model = known(env, task)
     model = replace(model, reward=None) if knows_reward else model
-    returns = sequence_returns(model, Truth(env, task, 3, knows_reward), obs, sequences, KEY, 6, mode)
+    returns = sequence_returns(model.world(Truth(env, task, 3, knows_reward)), obs, sequences, KEY, 6, mode)
     lengths = []
     for sequence, imagined in zip(sequences, returns, strict=True):
         state, total, end = obs, 0.0, 0
@@ -182,9 +196,9 @@ def test_true_dynamics_give_the_true_returns(mode, knows_reward):
 @pytest.mark.parametrize("mode", ["TSinf", "TS1", "mean"])
 def test_a_candidate_that_is_not_finite_is_nan_and_spoils_no_other(mode):
     ensemble = LEARNT.create(3, 2, KEY)
-    model = WorldModel(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2))
+    model = Meaning(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2))
     sequences = jax.random.uniform(KEY, (6, 4, 1), minval=-1, maxval=1)
-    play = partial(sequence_returns, model, ensemble, jnp.ones(2), key=KEY, particles=6, mode=mode)
+    play = partial(sequence_returns, model.world(ensemble), jnp.ones(2), key=KEY, particles=6, mode=mode)
     clean = play(sequences=sequences)
     broken = play(sequences=sequences.at[1, 0].set(jnp.nan).at[3, 3].set(jnp.nan))
     np.testing.assert_array_equal(np.isnan(broken), [False, True, False, True, False, False])
@@ -194,43 +208,44 @@ def test_a_candidate_that_is_not_finite_is_nan_and_spoils_no_other(mode):
 
 def test_actions_beyond_the_box_do_no_more_than_its_edge():
     ensemble = LEARNT.create(3, 2, KEY)
-    model = WorldModel(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2) - action[0])
+    model = Meaning(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2) - action[0])
     sequences = jax.random.uniform(KEY, (6, 4, 1), minval=-1, maxval=1).at[2, 1].set(1)
-    play = partial(sequence_returns, model, ensemble, jnp.ones(2), key=KEY, particles=6)
+    play = partial(sequence_returns, model.world(ensemble), jnp.ones(2), key=KEY, particles=6)
     assert (play(sequences=sequences) == play(sequences=sequences.at[2, 1].set(1e30))).all()
 
 
 @pytest.mark.parametrize("reward", [jnp.inf, -jnp.inf, jnp.nan])
 def test_one_bad_particle_is_enough(reward):
     model = score_end(lambda s: jnp.where(s > 0, reward, 1.0))
-    returns = sequence_returns(model, steps_of([1.0, -1.0]), jnp.zeros(1), end_only(3, 2), KEY, 2)
+    returns = sequence_returns(model.world(steps_of([1.0, -1.0])), jnp.zeros(1), end_only(3, 2), KEY, 2)
     assert np.isnan(returns).all()
 
 
 def test_a_state_that_overflows_is_nan_though_its_reward_is_not():
-    model = WorldModel(reward=lambda obs, action, next_obs: jnp.exp(-(next_obs[0] ** 2)))
-    returns = sequence_returns(model, steps_of([3e38, 0.0]), jnp.zeros(1), end_only(3, 2), KEY, 2)
+    model = Meaning(reward=lambda obs, action, next_obs: jnp.exp(-(next_obs[0] ** 2)))
+    returns = sequence_returns(model.world(steps_of([3e38, 0.0])), jnp.zeros(1), end_only(3, 2), KEY, 2)
     assert np.isnan(returns).all()
 
 
 def test_only_elites_are_used():
     ensemble = replace(steps_of([5.0, 1.0, -1.0]), elites=jnp.array([2, 1]))
-    play = partial(sequence_returns, score_end(lambda s: s), ensemble, jnp.zeros(1), end_only(2, 3), KEY, 2)
+    world = score_end(lambda s: s).world(ensemble)
+    play = partial(sequence_returns, world, jnp.zeros(1), end_only(2, 3), KEY, 2)
     np.testing.assert_allclose(play("TSinf"), 0)
     np.testing.assert_allclose(play("mean"), 0)
 
 
 def test_particles_must_be_shared_equally():
     with pytest.raises(UserError, match="5 particles cannot be shared equally among 2 members"):
-        sequence_returns(WorldModel(), steps_of([1.0, -1.0]), jnp.zeros(1), end_only(2, 3), KEY, 5)
+        sequence_returns(Meaning().world(steps_of([1.0, -1.0])), jnp.zeros(1), end_only(2, 3), KEY, 5)
 
 
 def test_no_candidate_depends_on_another():
     ensemble = LEARNT.create(3, 2, KEY)
-    model = WorldModel(reward=lambda obs, action, next_obs: next_obs[0])
+    model = Meaning(reward=lambda obs, action, next_obs: next_obs[0])
     sequences = jax.random.uniform(KEY, (5, 4, 1))
     for mode in ("TSinf", "TS1", "mean"):
-        play = partial(sequence_returns, model, ensemble, jnp.ones(2), key=KEY, particles=3, mode=mode)
+        play = partial(sequence_returns, model.world(ensemble), jnp.ones(2), key=KEY, particles=3, mode=mode)
         moved = play(sequences=sequences.at[2].add(1.0)) != play(sequences=sequences)
         np.testing.assert_array_equal(moved, np.arange(5) == 2)
 
@@ -238,25 +253,14 @@ def test_no_candidate_depends_on_another():
 # --- what a model sees and learns
 
 
-def wrap(angle):
-    return (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
-
-
-PENDULUM = Dynamics(
-    encode=lambda obs: jnp.stack([jnp.sin(obs[0]), jnp.cos(obs[0]), obs[1]]),
-    target=lambda obs, next_obs: jnp.stack([wrap(next_obs[0] - obs[0]), next_obs[1] - obs[1]]),
-    apply=lambda obs, change: jnp.stack([wrap(obs[0] + change[0]), obs[1] + change[1]]),
-)
-
-
-@pytest.mark.parametrize("dynamics", [Dynamics(), PENDULUM], ids=["difference", "angle"])
 @pytest.mark.parametrize("reward", [None, lambda obs, action, next_obs: next_obs[1]], ids=["learnt", "known"])
-def test_what_is_learnt_leads_back_to_what_happened(dynamics, reward):
-    model = WorldModel(dynamics, reward)
+def test_what_is_learnt_leads_back_to_what_happened(reward):
+    model = Meaning(reward=reward)
     before, after, action = jnp.array([3.0, 1.0]), jnp.array([-3.1, 2.0]), jnp.array([0.5])
     outputs = model.targets(before, jnp.float32(7.0), after)
     assert outputs.shape == (2 + (reward is None),)
-    np.testing.assert_array_equal(model.inputs(before, action), [*dynamics.encode(before), 0.5])
+    np.testing.assert_array_equal(model.inputs(before, action), [*before, 0.5])
+    np.testing.assert_array_equal(model.inputs(before, 9 * action), [*before, 1.0])  # as environments clip it
     next_obs, paid, ended = model.decode(before, action, outputs)
     np.testing.assert_allclose(next_obs, after, rtol=1e-6)
     assert paid == (7.0 if reward is None else 2.0)
@@ -264,16 +268,17 @@ def test_what_is_learnt_leads_back_to_what_happened(dynamics, reward):
 
 
 def test_a_step_advances_every_members_own_rows():
-    ensemble = LEARNT.create(4, 3, KEY)
-    model = WorldModel(PENDULUM, terminated=lambda obs: obs[1] > 1)
+    ensemble = LEARNT.create(3, 3, KEY)
+    model = Meaning(terminated=lambda obs: obs[1] > 1)
     obs, action = jax.random.normal(KEY, (5, 7, 2)), jax.random.normal(KEY, (5, 7, 1))
     noise = jax.random.normal(KEY, (5, 7, 3))
-    after, reward, ended = model.step(ensemble, obs, action, noise)
+    latent, (after, reward, ended) = model.world(ensemble).step(obs, action, noise)
+    np.testing.assert_array_equal(latent, after)
     inputs = jax.vmap(jax.vmap(model.inputs))(obs, action)
     outputs = ensemble.sample(inputs, noise)
     for k, i in np.ndindex(5, 7):
         np.testing.assert_array_equal(reward[k, i], outputs[k, i, 0])
-        np.testing.assert_array_equal(after[k, i], PENDULUM.apply(obs[k, i], outputs[k, i, 1:]))
+        np.testing.assert_array_equal(after[k, i], obs[k, i] + outputs[k, i, 1:])
         assert ended[k, i] == (after[k, i, 1] > 1)
 
 
@@ -281,7 +286,32 @@ def test_ensembles_and_true_dynamics_are_predictors_and_the_cart_is_known():
     assert isinstance(LEARNT.create(3, 2, KEY), Predictor)
     assert isinstance(Truth(Cart(), 1.0), Predictor)
     assert isinstance(Cart(), Known)
-    assert hash(WorldModel(PENDULUM)) == hash(WorldModel(PENDULUM))
+    assert isinstance(Meaning().world(LEARNT.create(3, 2, KEY)), World)
+    assert hash(Meaning()) == hash(Meaning())
+
+
+def test_worlds_take_what_an_environment_knows_of_itself():
+    """Reward and end, or the end alone; the same meaning each time, so that nothing compiles anew."""
+    env, before, action, after = Unpaid(edge=0.9), jnp.array([0.5, 0.1]), jnp.array([0.5]), jnp.array([1.0, 0.2])
+    known, learnt = known_world(env), learnt_world(env)
+    assert known_world(Unpaid(edge=0.9)) is known
+    assert learnt_world(Unpaid(edge=0.9)) is learnt
+    assert known.action == learnt.action == env.spec.action
+    assert known.decode(before, action, after - before).reward == env.reward(None, before, action, after)
+    assert learnt.decode(before, action, jnp.append(jnp.float32(7), after - before)).reward == 7
+    for meaning in (known, learnt):
+        assert meaning.terminated(after)
+        assert not meaning.terminated(before)
+
+
+def test_what_an_environment_does_not_say_must_be_learnt_or_is_refused():
+    class Silent:
+        spec = Cart().spec
+
+    with pytest.raises(UserError, match="reward as a function of what is observed, but Silent has none"):
+        known_world(Silent())
+    with pytest.raises(UserError, match="when an episode ends, but Silent does not say"):
+        learnt_world(Silent())
 
 
 # --- open-loop errors
@@ -291,16 +321,17 @@ def test_errors_compound_from_the_first_observation():
     """Members that go 1, 2 and −1 per step where the world goes 1: off by 0, t and 2 t."""
     path = jnp.stack([jnp.arange(6.0), jnp.arange(6.0)], axis=1)
     ensemble = constant(replace(STEADY, members=3, elites=2), 3, jnp.array([[1.0] * 2, [2.0] * 2, [-1.0] * 2]))
-    errors = open_loop_errors(WorldModel(reward=lambda *_: jnp.float32(0)), ensemble, path, jnp.zeros((5, 1)))
+    world = Meaning(reward=lambda *_: jnp.float32(0)).world(ensemble)
+    errors = open_loop_errors(world, path[0], jnp.zeros((5, 1)), path[1:])
     steps = np.arange(1, 6)
     np.testing.assert_allclose(errors, [0 * steps, steps, 2 * steps], atol=1e-6)
 
 
 def test_true_dynamics_make_no_errors():
     env, task = Cart(), jnp.float32(0.7)
-    episode = DeviceCollector(env, GivenTasks()).episodes(policy, 0.5, jnp.zeros(1), task[None], KEY)
-    path = jnp.concatenate([episode.obs[:1, 0], episode.next_obs[:, 0]])
-    errors = open_loop_errors(known(env, task), Truth(env, task), path, episode.action[:, 0])
+    episode = DeviceCollector(env, GivenTasks()).episodes(policy, 0.5, jnp.zeros(1), task[None], KEY).episodes
+    world = known(env, task).world(Truth(env, task))
+    errors = open_loop_errors(world, episode.obs[0, 0], episode.action[:, 0], episode.next_obs[:, 0])
     np.testing.assert_allclose(errors, np.zeros((3, 6)), atol=1e-6)
 
 
@@ -313,11 +344,11 @@ def test_a_branch_through_the_true_dynamics_is_the_environments_episode(edge, kn
     env, task, copies = Cart(edge), jnp.float32(0.7), 40
     quiet = lambda params, carry, timestep, key: policy(params, carry, timestep, KEY)  # noqa: E731
     carry = jnp.zeros(copies)
-    real = DeviceCollector(env, GivenTasks()).episodes(quiet, 0.5, carry, jnp.full(copies, task), KEY)
+    real = DeviceCollector(env, GivenTasks()).episodes(quiet, 0.5, carry, jnp.full(copies, task), KEY).episodes
     model = known(env, task)
     model = replace(model, reward=None) if knows_reward else model
     truth = Truth(env, task, 3, knows_reward)
-    dreamt = jax.jit(lambda: branch(model, truth, quiet, 0.5, real.obs[0], env.horizon, KEY, carry))()
+    dreamt = jax.jit(lambda: branch(model.world(truth), quiet, 0.5, real.obs[0], env.horizon, KEY, carry))()
     valid = np.asarray(valid_steps(real.last))
     # A time limit is not a predicted end, and a branch that is cut off is not `last`.
     ended = real.last & (real.discount == 0)
@@ -335,9 +366,9 @@ def test_a_branch_through_the_true_dynamics_is_the_environments_episode(edge, kn
 
 
 def test_after_a_predicted_end_the_observation_stays():
-    model = WorldModel(reward=lambda obs, action, next_obs: obs[0], terminated=lambda obs: obs[0] > 2.5)
+    model = Meaning(reward=lambda obs, action, next_obs: obs[0], terminated=lambda obs: obs[0] > 2.5)
     act = lambda params, carry, timestep, key: (jnp.zeros(1), carry, ())  # noqa: E731
-    dreamt = branch(model, steps_of([1.0, 1.0]), act, None, jnp.array([[0.0], [2.0]]), 5, KEY)
+    dreamt = branch(model.world(steps_of([1.0, 1.0])), act, None, jnp.array([[0.0], [2.0]]), 5, KEY)
     np.testing.assert_array_equal(dreamt.next_obs[:, :, 0], [[1, 3], [2, 3], [3, 3], [3, 3], [3, 3]])
     np.testing.assert_array_equal(dreamt.discount[:3, 0], [1, 1, 0])
     np.testing.assert_array_equal(episode_lengths(dreamt.last), [3, 1])
@@ -347,10 +378,10 @@ def test_after_a_predicted_end_the_observation_stays():
 @pytest.mark.parametrize("branches", [1, 4, 5, 6, 103])
 def test_members_are_dealt_out_equally_at_random_and_anew(branches):
     ensemble = replace(steps_of([9.0, 0.0, 1.0, 2.0, 3.0, 4.0]), elites=jnp.array([1, 2, 3, 4, 5]))
-    model = WorldModel(reward=lambda obs, action, next_obs: next_obs[0] - obs[0])
+    model = Meaning(reward=lambda obs, action, next_obs: next_obs[0] - obs[0])
     act = lambda params, carry, timestep, key: (jnp.zeros(1), carry, ())  # noqa: E731
     horizon = 4000 // branches
-    dreamt = branch(model, ensemble, act, None, jnp.zeros((branches, 1)), horizon, KEY)
+    dreamt = branch(model.world(ensemble), act, None, jnp.zeros((branches, 1)), horizon, KEY)
     counts = np.stack([(np.asarray(dreamt.reward) == k).sum(1) for k in range(5)])
     assert (counts.sum(0) == branches).all()  # never the member that is no elite
     assert counts.max() <= -(-branches // 5)
@@ -363,10 +394,10 @@ def test_members_are_dealt_out_equally_at_random_and_anew(branches):
 
 def test_branches_are_noisy_and_different():
     ensemble = LEARNT.create(3, 2, KEY)
-    model = WorldModel(reward=lambda obs, action, next_obs: next_obs[0])
+    model = Meaning(reward=lambda obs, action, next_obs: next_obs[0])
     act = lambda params, carry, timestep, key: (params * jax.random.normal(key, (1,)), carry, key)  # noqa: E731
     for scale in (0.0, 1.0):
-        dreamt = branch(model, ensemble, act, scale, jnp.ones((20, 2)), 3, KEY)
+        dreamt = branch(model.world(ensemble), act, scale, jnp.ones((20, 2)), 3, KEY)
         assert len(np.unique(dreamt.next_obs[0, :, 0])) == 20
         np.testing.assert_array_equal(dreamt.next_obs[:-1], dreamt.obs[1:])
         assert len(np.unique(dreamt.action)) == (60 if scale else 1)
@@ -374,8 +405,8 @@ def test_branches_are_noisy_and_different():
 
 def test_the_first_previous_action_is_zeros_and_nothing_is_first():
     act = lambda params, carry, timestep, key: (jnp.ones(1), carry, timestep)  # noqa: E731
-    model = WorldModel(reward=lambda obs, action, next_obs: jnp.float32(2))
-    seen = branch(model, steps_of([1.0, 1.0]), act, None, jnp.zeros((3, 1)), 4, KEY).extras
+    model = Meaning(reward=lambda obs, action, next_obs: jnp.float32(2))
+    seen = branch(model.world(steps_of([1.0, 1.0])), act, None, jnp.zeros((3, 1)), 4, KEY).extras
     np.testing.assert_array_equal(seen.prev_action[:, 0, 0], [0, 1, 1, 1])
     np.testing.assert_array_equal(seen.reward[:, 0], [0, 2, 2, 2])
     assert not seen.first.any()
@@ -385,9 +416,9 @@ def test_the_first_previous_action_is_zeros_and_nothing_is_first():
 def test_branches_of_many_tasks_at_once():
     """`vmap` over starts and over ensembles gives what single calls give."""
     ensembles = jax.vmap(lambda key: LEARNT.create(3, 2, key))(jax.random.split(KEY, 2))
-    model = WorldModel(reward=lambda obs, action, next_obs: next_obs[0])
+    model = Meaning(reward=lambda obs, action, next_obs: next_obs[0])
     sequences = jax.random.uniform(KEY, (2, 5, 4, 1))
-    play = lambda ensemble, sequences: sequence_returns(model, ensemble, jnp.ones(2), sequences, KEY, 3)  # noqa: E731
+    play = lambda ensemble, sequences: sequence_returns(model.world(ensemble), jnp.ones(2), sequences, KEY, 3)  # noqa: E731
     together = jax.vmap(play)(ensembles, sequences)
     for i in range(2):
         ensemble = jax.tree.map(lambda leaf, i=i: leaf[i], eqx.filter(ensembles, eqx.is_array))
@@ -396,7 +427,7 @@ def test_branches_of_many_tasks_at_once():
 
 @pytest.mark.parametrize("knows", [True, False])
 def test_examples_are_the_inputs_and_targets_of_every_row(knows):
-    world = WorldModel(reward=(lambda obs, action, next_obs: obs[0]) if knows else None)
+    world = Meaning(reward=(lambda obs, action, next_obs: obs[0]) if knows else None)
     obs, action, after = (jax.random.normal(jax.random.key(i), (5, n)) for i, n in enumerate((2, 1, 2)))
     reward = jnp.arange(5.0)
     rows = Transition(obs, 3 * action, reward, jnp.ones(5), after, jnp.zeros(5, bool), ())

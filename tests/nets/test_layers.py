@@ -20,12 +20,20 @@ from metadyna.nets.layers import (
     num_parameters,
 )
 from metadyna.nets.pictures import Encoder
-from metadyna.nets.recurrent import LSTM
+from metadyna.nets.recurrent import GRU, LSTM
 from metadyna.policies.action_values import ExplorePolicy, FeedForwardPolicy, RecurrentPolicy
 from metadyna.systems.dream import DREAM, ExecuteNets
 
 KEY = jax.random.key(0)
-DISTRACTION = CityGrid(distractors=True).spec  # observation (9, 9, 4), goal (9, 9), 576 problems
+CITY = CityGrid(distractors=True)
+DISTRACTION, GOAL = CITY.spec, CITY.instruction_space  # observation (9, 9, 4), goal (9, 9), 576 problems
+
+
+def execution(system):
+    """What an execution agent learns."""
+    policy = system.execution.create(CITY, system.context.width, KEY)
+    return ExecuteNets(policy, system.context.create(CITY, KEY))
+
 
 # Card of DREAM, 3.8: counts of the published networks without the 64 -> 9 head (585) that its code builds in each
 # of them but never uses. So the execution agent's 383,082 is policy 167,306 + f 20,544 + decoder 195,232.
@@ -35,7 +43,7 @@ SIZES = {
     "explore": (lambda: ExplorePolicy.create(DISTRACTION, KEY), 81_258),
     "f": (lambda: ProblemEncoder.create(576, 64, KEY), 20_544),
     "decoder": (lambda: TrajectoryDecoder.create((9, 9, 4), 9, 64, KEY), 215_776 - 20_544),
-    "execute, recurrent": (lambda: ExecuteNets.create(DISTRACTION, 576, DREAM(), KEY), 383_082),
+    "execute, recurrent": (lambda: execution(DREAM()), 383_082),
 }
 
 MODULES = {
@@ -46,12 +54,13 @@ MODULES = {
     "embedding": lambda: Embedding.create(3, 2, KEY),
     "encoder": lambda: DiscreteEncoder.create((3, 4), 2, KEY),
     "lstm": lambda: LSTM.create(3, 2, KEY),
+    "gru": lambda: GRU.create(3, 2, KEY),
     "convolution": lambda: glorot(Conv.zeros(2, 3, 2), KEY),
     "convolutions": lambda: glorot(ConvNet.zeros((2, 1), (1, 3, 2), pools=(2, 1)), KEY),
     "dueling": lambda: Dueling.create(3, 2, KEY),
     "explore": lambda: ExplorePolicy.create(DISTRACTION, KEY),
-    "recurrent": lambda: RecurrentPolicy.create(DISTRACTION, 8, KEY),
-    "feed-forward": lambda: FeedForwardPolicy.create(DISTRACTION, 8, KEY),
+    "recurrent": lambda: RecurrentPolicy.create(DISTRACTION, GOAL, 8, KEY),
+    "feed-forward": lambda: FeedForwardPolicy.create(DISTRACTION, GOAL, 8, KEY),
     "problem encoder": lambda: ProblemEncoder.create(576, 8, KEY, hidden=16),
     "decoder": lambda: TrajectoryDecoder.create((9, 9, 4), 9, 8, KEY),
 }
@@ -83,8 +92,9 @@ def test_plain_transformations_apply_to_networks():
         (jax.tree.leaves(Linear.create(100, 400, KEY)), 0.1),
         (jax.tree.leaves(Linear.create(100, 400, KEY, fan_in=25)), 0.2),
         (jax.tree.leaves(LSTM.create(4, 100, KEY)), 0.1),
+        (jax.tree.leaves(GRU.create(4, 100, KEY)), 0.1),
     ],
-    ids=["linear", "linear with fan-in", "lstm"],
+    ids=["linear", "linear with fan-in", "lstm", "gru"],
 )
 def test_weights_start_uniform_within_their_bound(tensors, bound):
     values = np.concatenate([np.ravel(tensor) for tensor in tensors])
@@ -100,10 +110,11 @@ def test_embeddings_start_normal():
     assert table.std() == pytest.approx(1, abs=0.03)
 
 
-def test_initial_tensors_are_drawn_independently():
-    lstm = LSTM.create(8, 8, KEY)
-    assert not np.allclose(lstm.project.weight, lstm.recurrent.weight)
-    assert not np.allclose(lstm.project.weight[0], lstm.project.bias)
+@pytest.mark.parametrize("kind", [LSTM, GRU])
+def test_initial_tensors_are_drawn_independently(kind):
+    memory = kind.create(8, 8, KEY)
+    assert not np.allclose(memory.project.weight, memory.recurrent.weight)
+    assert not np.allclose(memory.project.weight[0], memory.project.bias)
 
 
 @pytest.mark.parametrize("widths", [(5,), (2, 3), (1, 3, 1)])
@@ -185,6 +196,50 @@ def test_an_lstm_unrolls_to_its_formula_and_to_its_steps():
         for t in range(7):
             state = lstm.step(state, projected[t, b])
             np.testing.assert_allclose(state[0], unrolled[t, b], atol=1e-6)
+
+
+def gru_by_hand(gru, inputs, hidden):
+    """Cho et al. 2014 as PyTorch has it: r, z, n = x W + b and h U + c, of which r weighs the n of h."""
+    outputs = []
+    for x in inputs:
+        of_input = x @ np.asarray(gru.project.weight) + np.asarray(gru.project.bias)
+        of_hidden = hidden @ np.asarray(gru.recurrent.weight) + np.asarray(gru.recurrent.bias)
+        (r, z, n), (hr, hz, hn) = np.split(of_input, 3), np.split(of_hidden, 3)
+        n = np.tanh(n + sigmoid(r + hr) * hn)
+        z = sigmoid(z + hz)
+        hidden = (1 - z) * n + z * hidden
+        outputs.append(hidden)
+    return np.array(outputs)
+
+
+def test_a_gru_unrolls_to_its_formula_and_to_its_steps():
+    """From zeros, where every episode begins, and from any other state."""
+    gru = GRU.create(3, 4, KEY)
+    inputs = 3 * jax.random.normal(jax.random.key(1), (7, 2, 3))
+    projected = jax.vmap(jax.vmap(gru.project))(inputs)
+    assert not gru.initial((2,)).any()
+    elsewhere = jax.random.normal(jax.random.key(2), (2, 4))
+    for start, unrolled in ((None, gru.unroll(projected)), (elsewhere, gru.unroll(projected, elsewhere))):
+        state = gru.initial((2,)) if start is None else start
+        for b in range(2):
+            expected = gru_by_hand(gru, np.asarray(inputs[:, b]), np.asarray(state[b]))
+            np.testing.assert_allclose(unrolled[:, b], expected, atol=1e-5)
+        for t in range(7):
+            state = gru.step(state, projected[t])
+            np.testing.assert_allclose(state, unrolled[t], atol=1e-6)
+
+
+def test_a_gru_waits_through_steps_that_are_not_valid():
+    """What they hold does not matter, even NaN; the others follow one another as if alone."""
+    gru = GRU.create(3, 4, KEY)
+    projected = jax.random.normal(jax.random.key(1), (6, 2, 12))
+    valid = jnp.array([[True, False], [False, True], [True, True], [False, False], [True, True], [True, False]])
+    unrolled = gru.unroll(jnp.where(valid[..., None], projected, jnp.nan), valid=valid)
+    for b in range(2):
+        state = gru.initial()
+        for t in range(6):
+            state = gru.step(state, projected[t, b]) if valid[t, b] else state
+            np.testing.assert_allclose(unrolled[t, b], state, atol=1e-6)
 
 
 def test_the_dueling_mean_is_per_state():

@@ -1,5 +1,6 @@
 """Boards of tiles against the pictures that they make, and how an environment's observations reach the encoder."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,9 +14,10 @@ from metadyna.envs.maze import Labyrinth, SimpleMaze
 from metadyna.errors import UserError
 from metadyna.models.abstract import Spatial, Vector
 from metadyna.nets import sight as sight_module
-from metadyna.nets.sight import look, picture_shape, sight
+from metadyna.nets.sight import picture_shape, sight
 from metadyna.nets.tiles import encode_boards
-from metadyna.types import Box, Discrete, EnvSpec
+from metadyna.planning.acting import look
+from metadyna.types import Box, Discrete, EnvSpec, TimeStep
 
 KEY = jax.random.key(0)
 encode_pictures = jax.jit(lambda encoder, pictures: jax.vmap(encoder)(pictures))
@@ -80,6 +82,16 @@ class Screen:
         self.spec = EnvSpec(Box(shape, 0.0, 1.0, dtype), Discrete((4,)), 10)
 
 
+def looked(see, encoder, obs):
+    """What an agent that plans in an abstract model begins from."""
+    model = replace(jax.eval_shape(lambda: Vector().create((48, 48), 4, KEY)), encoder=encoder)
+    timestep = TimeStep(obs, jnp.zeros(()), jnp.ones(()), jnp.bool_(True), jnp.bool_(False), jnp.int32(-1))
+    expanded, x, carry = look(see)(model, "memory", timestep)
+    assert expanded is model
+    assert carry == "memory"
+    return x
+
+
 def test_tiles_are_encoded_as_tiles_and_pictures_as_pictures(monkeypatch):
     """Whichever way is taken, what is encoded is what the environment draws."""
     asked = []
@@ -87,7 +99,7 @@ def test_tiles_are_encoded_as_tiles_and_pictures_as_pictures(monkeypatch):
     encoder, env, board = drawn(Vector(), (48, 48)), Labyrinth(), jnp.asarray(random_boards(1, 8, 8, 4)[0])
     picture = jax.jit(env.picture)(board)
     expected = encode_pictures(encoder, picture[None])[0]
-    np.testing.assert_allclose(jax.jit(partial(look, sight(env)))(encoder, board), expected, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(partial(looked, sight(env)))(encoder, board), expected, atol=2e-5)
     assert len(asked) == 1
     np.testing.assert_allclose(jax.jit(sight(Screen(48, 48)))(encoder, picture[None])[0], expected, atol=2e-5)
     assert len(asked) == 1

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metadyna.collect.windows import History
 from metadyna.errors import UserError
-from metadyna.planning.mpc import MPC
+from metadyna.planning.mpc import MPC, acting, at_first
 from metadyna.search.cem import CEM
 from metadyna.search.icem import ICEM
 from metadyna.search.mppi import MPPI
 from metadyna.search.random import RandomShooting
+from metadyna.types import Box, TimeStep
 
 KEY = jax.random.key(0)
 HORIZON, STEPS, DT = 15, 60, 0.1
@@ -141,6 +143,53 @@ def test_actions_stay_in_each_bound(name):
     assert (down != up).all()
 
 
+# --- acting
+
+
+FORCE = Box((1,), -1.0, 1.0)
+
+
+def outlook(params, history, sequences, key):
+    """What force sequences are worth from the state that was observed last, `params` times over."""
+    return params * returns(history.obs)(sequences, key)
+
+
+def observed(state, first):
+    zero = jnp.float32(0)
+    return TimeStep(jnp.asarray(state), zero, 1 + zero, jnp.bool_(first), jnp.bool_(False), jnp.zeros(1))
+
+
+def begun(planner):
+    """The memory of one copy at its first step."""
+    return jax.tree.map(lambda x: x[1], at_first(planner, FORCE, History(jnp.zeros(2)), 3))
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_a_plan_is_not_carried_over_the_end_of_an_episode(name):
+    """Who has acted for three steps and begins anew acts, and will go on, like who has not lived yet."""
+    planner = PLANNERS[name]
+    act = jax.jit(acting(planner, outlook, FORCE))
+    params, carry = (jnp.float32(1), jnp.bool_(False)), begun(planner)
+    for t in range(3):
+        carry = act(params, carry, observed([1.0, 0.5], t == 0), jax.random.key(t))[1]
+    anew = act(params, begun(planner), observed([-0.5, 0.0], True), KEY)
+    jax.tree.map(np.testing.assert_array_equal, act(params, carry, observed([-0.5, 0.0], True), KEY), anew)
+    if name != "random":  # which learns nothing from the step before
+        gone_on = act(params, carry, observed([-0.5, 0.0], False), KEY)
+        assert not np.allclose(planner.search.solution(gone_on[1].plan), planner.search.solution(anew[1].plan))
+
+
+def test_before_there_is_a_model_any_action_is_taken_and_the_plan_stays():
+    planner, state = PLANNERS["cem"], observed([1.0, 0.0], False)
+    act = jax.jit(acting(planner, outlook, FORCE))
+    carry = act((jnp.float32(1), jnp.bool_(False)), begun(planner), state, KEY)[1]
+    guess = jax.vmap(lambda key: act((jnp.float32(jnp.nan), jnp.bool_(True)), carry, state, key))
+    actions, after, _ = guess(jax.random.split(KEY, 2000))
+    np.testing.assert_allclose(np.histogram(actions, bins=4, range=(-1, 1))[0] / 2000, 0.25, atol=0.05)
+    jax.tree.map(lambda new, old: np.testing.assert_array_equal(new[7], old), after.plan, carry.plan)
+    assert acting(planner, outlook, FORCE) is acting(MPC(planner.search, HORIZON), outlook, FORCE)  # compiles once
+
+
 def test_an_empty_horizon_is_refused():
-    with pytest.raises(UserError, match=r"MPC\.horizon = 0 .* \[1, inf\)"):
+    with pytest.raises(UserError, match=r"MPC\.horizon = 0 .* \[1, 10000\]"):
         MPC(horizon=0)

@@ -30,7 +30,7 @@ def random_episodes(batch):
     k_tasks, k_play = jax.random.split(jax.random.key(batch))
     tasks = jax.vmap(FAMILY.train.sample)(jax.random.split(k_tasks, batch))
     collector = DeviceCollector(FAMILY.env, FAMILY.train)
-    episodes = collector.episodes(act, (), jnp.zeros(batch), tasks, k_play)
+    episodes = collector.episodes(act, (), jnp.zeros(batch), tasks, k_play).episodes
     assert len(set(episode_lengths(episodes.last).tolist())) > 1  # some padding, of unequal amounts
     return tasks, episodes
 
@@ -55,7 +55,7 @@ def test_explore_policy(batch):
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("kind", [RecurrentPolicy, FeedForwardPolicy])
 def test_execution_policies(kind, batch):
-    policy = kind.create(SPEC, CONTEXT, jax.random.key(0))
+    policy = kind.create(SPEC, FAMILY.env.instruction_space, CONTEXT, jax.random.key(0))
     tasks, episodes = random_episodes(batch)
     obs, context = all_observations(episodes), jax.random.normal(jax.random.key(1), (batch, CONTEXT))
     unrolled = jax.jit(lambda: policy.unroll(obs, tasks.goal, context, DISTINCT))()
@@ -68,7 +68,7 @@ def test_execution_policies(kind, batch):
 
 @pytest.mark.parametrize("kind", [RecurrentPolicy, FeedForwardPolicy])
 def test_execution_values_depend_on_every_input(kind):
-    policy = kind.create(SPEC, CONTEXT, jax.random.key(0))
+    policy = kind.create(SPEC, FAMILY.env.instruction_space, CONTEXT, jax.random.key(0))
     inputs = {"obs": jnp.array([2, 2, 0, 0]), "instruction": jnp.array([0, 0]), "context": jnp.zeros(CONTEXT)}
     changes = {"obs": jnp.array([1, 2, 0, 0]), "instruction": jnp.array([4, 4]), "context": jnp.ones(CONTEXT)}
     step = jax.jit(lambda inputs: policy.step(policy.initial(()), **inputs)[0])

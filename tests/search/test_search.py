@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from metadyna.errors import UserError
-from metadyna.search import Search, advance, maximise, moments, top
+from metadyna.planning.mpc import MPC, advance
+from metadyna.search import Search, maximise, moments, top
 from metadyna.search.cem import CEM
 from metadyna.search.icem import ICEM, coloured_noise
 from metadyna.search.mppi import MPPI, mppi_weights, smooth
@@ -30,6 +31,16 @@ REPEATED = [name for name, search in SEARCHES.items() if len(search.populations)
 
 SHAPE, LOW, HIGH = (3, 2), np.array([-1.0, -0.5], np.float32), np.array([1.0, 0.75], np.float32)
 """A box that is not symmetric, and another for each action."""
+
+
+def begin(search, shape=SHAPE, low=LOW, high=HIGH):
+    """Start in a box of these bounds for every step."""
+    return search.init(*(jnp.broadcast_to(jnp.asarray(bound, float), shape) for bound in (low, high)))
+
+
+def shift(search, state, tail=None):
+    """One step on, as planning does."""
+    return MPC(search, len(jax.tree.leaves(state)[0]), tail).shift(state)
 
 
 def bowl(x):
@@ -86,7 +97,7 @@ def compiled(name):
 
 def solve(name, function="bowl", wall=INF, bad=NAN, state=None, seeds=16):
     """Final states over seeds; one program for each search."""
-    state = SEARCHES[name].init(SHAPE, LOW, HIGH) if state is None else state
+    state = begin(SEARCHES[name]) if state is None else state
     problem = jnp.int32(list(FUNCTIONS).index(function)), jnp.float32(wall), jnp.float32(bad)
     return compiled(name)(state, problem, jax.random.split(KEY, seeds))
 
@@ -108,7 +119,7 @@ def many(search, function, seeds, shape, low, high):
     """Final states over seeds, in a box of its own."""
 
     def run(key):
-        return maximise(search, lambda candidates, key: function(candidates), search.init(shape, low, high), key)
+        return maximise(search, lambda candidates, key: function(candidates), begin(search, shape, low, high), key)
 
     return jax.jit(jax.vmap(run))(jax.random.split(KEY, seeds))
 
@@ -138,7 +149,7 @@ def test_every_search_improves_and_stays_in_the_box(name, function):
 @pytest.mark.parametrize("name", SEARCHES)
 def test_candidates_stay_in_the_box_wherever_the_mean_is(name, function):
     search = SEARCHES[name]
-    state = search.shift(first(solve(name, function)))
+    state = shift(search, first(solve(name, function)))
     for iteration in {0, len(search.populations) - 1}:
         candidates = ask(search, state, iteration)
         assert candidates.shape == (search.populations[iteration], *SHAPE)
@@ -161,7 +172,7 @@ def test_a_region_without_finite_scores_loses(name, bad):
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_population_without_finite_scores_changes_nothing(name, bad):
     search = SEARCHES[name]
-    for state in (search.init(SHAPE, LOW, HIGH), search.shift(first(solve(name, "walk")))):
+    for state in (begin(search), shift(search, first(solve(name, "walk")))):
         after = first(solve(name, wall=-INF, bad=bad, state=state))
         jax.tree.map(np.testing.assert_array_equal, after, state)
         assert_no_nan(after)
@@ -180,7 +191,7 @@ def test_every_iteration_draws_and_scores_anew(name):
         jax.debug.callback(note, candidates, jax.random.key_data(key), ordered=True)
         return jnp.full(len(candidates), NAN)  # nothing is learnt, so only the noise can differ
 
-    jax.jit(lambda state: maximise(search, score, state, KEY))(search.init(SHAPE, LOW, HIGH))
+    jax.jit(lambda state: maximise(search, score, state, KEY))(begin(search))
     jax.effects_barrier()
     assert tuple(map(len, asked)) == search.populations
     assert len(set(keys)) == len(keys)
@@ -195,7 +206,7 @@ def test_searches_are_hashable_settings_with_array_states(name):
     search = SEARCHES[name]
     assert isinstance(search, Search)
     assert hash(search) == hash(SEARCHES[name])
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(search.init((3, 1), -1.0, 1.0)))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(begin(search, (3, 1), -1.0, 1.0)))
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -205,13 +216,13 @@ def test_compiles_once_and_vmap_changes_nothing(name):
     @jax.jit
     def step(state, key):
         traces.append(())
-        return search.shift(maximise(search, lambda candidates, key: bowl(candidates), state, key))
+        return shift(search, maximise(search, lambda candidates, key: bowl(candidates), state, key))
 
-    start, key = search.init(SHAPE, LOW, HIGH), jax.random.split(KEY, 16)[0]
+    start, key = begin(search), jax.random.split(KEY, 16)[0]
     alone = step(start, key)
     step(alone, key)
     assert len(traces) == 1
-    batched = jax.vmap(search.shift)(solve(name))
+    batched = jax.vmap(functools.partial(shift, search))(solve(name))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[0], y, atol=1e-4), batched, alone)
 
 
@@ -219,7 +230,72 @@ def test_compiles_once_and_vmap_changes_nothing(name):
 def test_one_step_and_one_action_are_enough(name):
     states = many(SEARCHES[name], bowl, 4, (1, 1), -1, 1)
     np.testing.assert_allclose(solutions(name, states), 0.3, atol=0.3)
-    assert solutions(name, jax.vmap(SEARCHES[name].shift)(states)).shape == (4, 1, 1)
+    assert solutions(name, jax.vmap(functools.partial(shift, SEARCHES[name]))(states)).shape == (4, 1, 1)
+
+
+# --- points of several arrays
+
+
+PART = {"weight": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+"""Eight entries, which as one array of a sequence are [4, 2]."""
+
+
+def split_up(flat):
+    """The same eight numbers as `PART`."""
+    return {"weight": flat[..., :3, :], "bias": flat[..., 3, :]}
+
+
+def put_together(point):
+    return jnp.concatenate([point["weight"], point["bias"][..., None, :]], axis=-2)
+
+
+TREES = {"random": RandomShooting(), "cem": CEM(population=60, elites=8, iterations=6)}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_the_best_of_several_arrays_is_found_as_well_as_that_of_one(name):
+    """The peak lies elsewhere in every entry, and the boxes differ too: no array may be taken for another."""
+    search, seeds = TREES[name], 256
+    peak = jnp.linspace(-0.4, 0.6, 8).reshape(4, 2)
+    low, high = -1 - peak, 1 + 0.5 * peak
+
+    def miss(flat):
+        return jnp.sum((flat - jnp.broadcast_to(peak, flat.shape)) ** 2, axis=(-2, -1))
+
+    def run(key, as_tree):
+        boxes, score = (low, high), lambda x, key: -miss(x)
+        if as_tree:
+            boxes, score = (split_up(low), split_up(high)), lambda x, key: -miss(put_together(x))
+        found = search.solution(maximise(search, score, search.init(*boxes), key))
+        return put_together(found) if as_tree else found
+
+    keys = jax.random.split(KEY, seeds)
+    one, several = (jax.jit(jax.vmap(lambda key, t=tree: run(key, t)))(keys) for tree in (False, True))
+    for found in (one, several):
+        assert (found >= low[None]).all()
+        assert (found <= high[None]).all()
+    assert np.mean(np.log(miss(several))) == pytest.approx(float(np.mean(np.log(miss(one)))), abs=0.4)
+    share = np.mean(miss(several)) / miss((low + high) / 2)
+    assert share < {"cem": 0.05, "random": 0.9}[name]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_search_moves_all_arrays_of_a_point_towards_the_peak(name):
+    search, box = SEARCHES[name], [jax.tree.map(lambda x, b=bound: x + b, PART) for bound in (-1.0, 1.0)]
+
+    def score(x, key):
+        return -sum(jnp.sum((leaf - 0.3) ** 2, axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(x))
+
+    def run(key):
+        return search.solution(maximise(search, score, search.init(*box), key))
+
+    found = jax.jit(jax.vmap(run))(jax.random.split(KEY, 16))
+    assert jax.tree.structure(found) == jax.tree.structure(PART)
+    for leaf in jax.tree.leaves(found):
+        assert np.mean((np.asarray(leaf) - 0.3) ** 2) < 0.3**2
+    draws = search.ask(search.init(*box), KEY, search.populations[0], 0)
+    inner = [np.asarray(leaf)[np.abs(leaf) < 1] for leaf in jax.tree.leaves(draws)]  # not what was clipped
+    assert np.isin(*inner).mean() < 0.02  # every array has noise of its own
 
 
 # --- random shooting
@@ -231,15 +307,15 @@ def test_random_shooting_finds_the_expected_best():  # oracle 4, whose -.0837 li
     expected = -((2000 * share) ** -0.4) * math.gamma(1.4)  # least squared radius of 2000 points
     assert expected == pytest.approx(-0.0873, abs=1e-4)
     assert np.mean(found.score) == pytest.approx(expected, rel=0.04)
-    np.testing.assert_allclose(value("bowl", found.sequence), found.score, rtol=1e-4)
+    np.testing.assert_allclose(value("bowl", found.point), found.score, rtol=1e-4)
 
 
 def test_random_shooting_forgets_scores_with_the_step():
     search = SEARCHES["random"]
     state = first(solve("random"))
-    shifted = search.shift(state)
-    np.testing.assert_array_equal(shifted.sequence[:-1], state.sequence[1:])
-    np.testing.assert_array_equal(shifted.sequence[-1], (LOW + HIGH) / 2)
+    shifted = shift(search, state)
+    np.testing.assert_array_equal(shifted.point[:-1], state.point[1:])
+    np.testing.assert_array_equal(shifted.point[-1], (LOW + HIGH) / 2)
     assert search.tell(shifted, jnp.zeros((1, *SHAPE)), jnp.array([-1e9])).score == -1e9
     assert search.tell(state, jnp.zeros((1, *SHAPE)), jnp.array([-1e9])).score == state.score
 
@@ -255,7 +331,7 @@ def cem_errors(search, shape, seeds=400):
         return state, (jnp.max(jnp.abs(state.mean - 0.3)), jnp.max(state.variance))
 
     def run(key):
-        return jax.lax.scan(improve, search.init(shape, -1, 1), jax.random.split(key, 5))[1]
+        return jax.lax.scan(improve, begin(search, shape, -1, 1), jax.random.split(key, 5))[1]
 
     return [np.mean(x, axis=0) for x in jax.jit(jax.vmap(run))(jax.random.split(KEY, seeds))]
 
@@ -280,7 +356,7 @@ def test_cem_follows_a_curved_valley():  # oracle 5: (.9987, .9975)
 
 
 def test_cem_draws_a_normal_truncated_at_two_deviations():  # oracle 1
-    state = CEM().init((25, 4), -1, 1)._replace(variance=jnp.full((25, 4), 0.01))
+    state = begin(CEM(), (25, 4), -1, 1)._replace(variance=jnp.full((25, 4), 0.01))
     z = np.asarray(CEM().ask(state, KEY, 10_000, 0)) / 0.1
     assert np.var(z) == pytest.approx(0.773741, rel=5e-3)
     assert 1.99 < np.abs(z).max() <= 2 + 1e-5
@@ -288,14 +364,14 @@ def test_cem_draws_a_normal_truncated_at_two_deviations():  # oracle 1
 
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 0.5), (0.8, 0.1), (-0.99, 0.005), (1.0, 0.0)])
 def test_cem_narrows_near_the_walls(mean, deviation):
-    state = CEM().init((25, 4), -1, 1)._replace(mean=jnp.full((25, 4), mean))
+    state = begin(CEM(), (25, 4), -1, 1)._replace(mean=jnp.full((25, 4), mean))
     candidates = CEM().ask(state, KEY, 1000, 0)
     np.testing.assert_allclose(jnp.std(candidates), deviation * 0.773741**0.5, rtol=0.02)
 
 
 def test_cem_fits_its_elites_and_keeps_a_tenth():
     search = CEM(population=4, elites=2)
-    state = search.init((1, 1), 0.0, 8.0)  # mean 4, variance 4
+    state = begin(search, (1, 1), 0.0, 8.0)  # mean 4, variance 4
     state = search.tell(state, jnp.array([1.0, 2.0, 6.0, 8.0]).reshape(4, 1, 1), jnp.array([0.0, 3.0, 5.0, 1.0]))
     assert state.mean[0, 0] == pytest.approx(0.1 * 4 + 0.9 * 4)
     assert state.variance[0, 0] == pytest.approx(0.1 * 4 + 0.9 * 4)  # population variance of 2 and 6
@@ -303,7 +379,7 @@ def test_cem_fits_its_elites_and_keeps_a_tenth():
 
 def test_cem_averages_only_elites_that_were_scored():
     search = CEM(population=4, elites=3)
-    state = search.init((1, 1), 0.0, 8.0)
+    state = begin(search, (1, 1), 0.0, 8.0)
     state = search.tell(state, jnp.array([1.0, 2.0, 6.0, 8.0]).reshape(4, 1, 1), jnp.array([NAN, 3.0, 5.0, NAN]))
     assert state.mean[0, 0] == pytest.approx(0.1 * 4 + 0.9 * 4)
     assert state.variance[0, 0] == pytest.approx(0.1 * 4 + 0.9 * 4)
@@ -312,29 +388,31 @@ def test_cem_averages_only_elites_that_were_scored():
 @pytest.mark.parametrize(("variance", "moves"), [(0.0009, False), (0.0011, True)])
 def test_cem_stands_still_once_narrow(variance, moves):
     search = CEM(population=4, elites=2)
-    state = search.init((2, 1), -1, 1)._replace(variance=jnp.array([[1e-5], [variance]]))
+    state = begin(search, (2, 1), -1, 1)._replace(variance=jnp.array([[1e-5], [variance]]))
     after = search.tell(state, jnp.ones((4, 2, 1)), jnp.arange(4.0))
     assert (not np.array_equal(after.mean, state.mean)) == moves
     assert (not np.array_equal(after.variance, state.variance)) == moves
-    assert (search.shift(after).variance == 0.25).all()
+    assert (shift(search, after).variance == 0.25).all()
 
 
 @pytest.mark.parametrize(
-    ("search", "low", "high", "tail"),
+    ("search", "step_in_sight", "low", "high", "tail"),
     [
-        (CEM(), -1, 1, 0),
-        (CEM(), 1, 3, 1),
-        (CEM(), -3, -1, -1),
-        (CEM(tail="middle"), 1, 3, 2),
-        (MPPI(), -1, 1, 0),
-        (MPPI(), 1, 3, 1),
-        (ICEM(), 1, 3, 1.25),
+        (CEM(), None, -1, 1, 0),
+        (CEM(), None, 1, 3, 1),
+        (CEM(), None, -3, -1, -1),
+        (CEM(), "middle", 1, 3, 2),
+        (CEM(), "repeat", 1, 3, 1.25),
+        (MPPI(), None, -1, 1, 0),
+        (MPPI(), None, 1, 3, 1),
+        (ICEM(), None, 1, 3, 1.25),
+        (ICEM(), "zero", 1, 3, 1),
     ],
 )
-def test_the_mean_shifts_by_one_step(search, low, high, tail):
-    state = search.init((4, 1), low, high)
+def test_the_mean_shifts_by_one_step(search, step_in_sight, low, high, tail):
+    state = begin(search, (4, 1), low, high)
     mean = jnp.array([0.5, 0.0, 0.25, 0.125])[:, None] * (high - low) + low
-    shifted = search.shift(state._replace(mean=mean))
+    shifted = shift(search, state._replace(mean=mean), step_in_sight)
     np.testing.assert_array_equal(shifted.mean[:-1], mean[1:])
     assert shifted.mean[-1, 0] == tail
 
@@ -392,7 +470,7 @@ def test_coloured_noise_has_the_power_law():
 
 
 def test_icem_has_no_elites_to_reuse_at_the_first_step():
-    state = ICEM().init(SHAPE, LOW, HIGH)
+    state = begin(ICEM())
     asked = ask(ICEM(), state, 0)
     noise = np.asarray(coloured_noise(KEY, 2.5, asked.shape))
     np.testing.assert_allclose(asked, np.clip(noise * (HIGH - LOW) / 4 + (LOW + HIGH) / 2, LOW, HIGH), atol=1e-6)
@@ -401,7 +479,7 @@ def test_icem_has_no_elites_to_reuse_at_the_first_step():
 def test_icem_offers_shifted_elites_with_a_new_last_action():
     search = ICEM()
     state = first(solve("icem"))
-    asked, later = (ask(search, search.shift(state), iteration) for iteration in (0, 1))
+    asked, later = (ask(search, shift(search, state), iteration) for iteration in (0, 1))
     assert len(state.kept) == 3
     np.testing.assert_array_equal(asked[:3, :-1], state.kept[:, 1:])
     assert (asked[:3, -1] != np.asarray(state.kept)[:, -1]).any(axis=1).all()
@@ -429,17 +507,17 @@ def test_icem_keeps_the_best_of_the_whole_search(keep, count):
 
         return maximise(search, score, start, KEY), best[0]
 
-    state, best = run(search.init(SHAPE, LOW, HIGH))
+    state, best = run(begin(search))
     assert state.kept.shape == (count, *SHAPE)
     assert value("bowl", search.solution(state)[None])[0] == pytest.approx(float(best), rel=1e-5)
     assert state.scores[0] == pytest.approx(float(best) - 5, rel=1e-5)
     assert (np.diff(state.scores) <= 0).all()
-    assert (search.shift(state).scores == -INF).all()
+    assert (shift(search, state).scores == -INF).all()
 
 
 def test_icem_lets_kept_elites_compete_with_their_scores():
     search = ICEM(population=4, elites=2, keep=1.0, momentum=0.0)
-    start = search.init((1, 1), 0.0, 8.0)
+    start = begin(search, (1, 1), 0.0, 8.0)
     state = search.tell(start, jnp.array([1.0, 2.0, 6.0, 8.0]).reshape(4, 1, 1), jnp.array([0.0, 3.0, 5.0, NAN]))
     state = search.tell(state, jnp.array([3.0, 4.0, 5.0, 7.0]).reshape(4, 1, 1), jnp.array([4.0, 0.0, 0.0, NAN]))
     np.testing.assert_array_equal(state.kept[:, 0, 0], [6, 3])
@@ -469,14 +547,14 @@ def test_mppi_weighs_only_finite_scores():
 
 def test_mppi_moves_to_the_weighted_average():  # oracle 6
     search = MPPI(population=3)
-    state = search.tell(search.init((1, 1), 0, 3), jnp.arange(3.0).reshape(3, 1, 1), jnp.array([1.0, 2.0, 3.0]))
+    state = search.tell(begin(search, (1, 1), 0, 3), jnp.arange(3.0).reshape(3, 1, 1), jnp.array([1.0, 2.0, 3.0]))
     assert state.mean[0, 0] == pytest.approx(1.57521, abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_normalised_mppi_ignores_the_unit_of_the_score(scale):
     search = MPPI(population=4, normalise=True)
-    state, scores = search.init((1, 1), 0, 3), scale * jnp.array([1.0, 2.0, 3.0, NAN])
+    state, scores = begin(search, (1, 1), 0, 3), scale * jnp.array([1.0, 2.0, 3.0, NAN])
     state = search.tell(state, jnp.arange(4.0).reshape(4, 1, 1), scores)
     expected = np.exp(np.arange(3) / np.std([1, 2, 3]))
     assert state.mean[0, 0] == pytest.approx(expected @ np.arange(3) / expected.sum(), rel=1e-5)
@@ -484,14 +562,14 @@ def test_normalised_mppi_ignores_the_unit_of_the_score(scale):
 
 def test_normalised_mppi_averages_equal_scores():
     search = MPPI(population=3, normalise=True)
-    state = search.tell(search.init((1, 1), 0, 3), jnp.arange(3.0).reshape(3, 1, 1), jnp.full(3, 7.0))
+    state = search.tell(begin(search, (1, 1), 0, 3), jnp.arange(3.0).reshape(3, 1, 1), jnp.full(3, 7.0))
     assert state.mean[0, 0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.1])
 def test_mppi_noise_is_a_fraction_of_half_the_box(noise):
     search = MPPI(noise=noise)
-    candidates = search.ask(search.init((20, 2), np.array([-1.0, 0.0]), np.array([1.0, 8.0])), KEY, 2000, 0)
+    candidates = search.ask(begin(search, (20, 2), np.array([-1.0, 0.0]), np.array([1.0, 8.0])), KEY, 2000, 0)
     np.testing.assert_allclose(np.std(candidates, axis=(0, 1)), [noise, 4 * noise], rtol=0.03)
 
 
@@ -522,7 +600,7 @@ def test_advance_keeps_batches_apart():
     sequences = jnp.arange(12.0).reshape(2, 3, 2)
     tails = jnp.array([[-1.0, -2.0], [-3.0, -4.0]])
     expected = np.concatenate([sequences[:, 1:], tails[:, None]], axis=1)
-    np.testing.assert_array_equal(advance(sequences, tails), expected)
+    np.testing.assert_array_equal(jax.vmap(advance)(sequences, tails), expected)
 
 
 # --- settings
