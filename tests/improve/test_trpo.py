@@ -231,9 +231,9 @@ def test_any_weights_will_do():
 @pytest.mark.parametrize(
     ("change", "interval"),
     [
-        ({"max_kl": 0.0}, r"\(0, inf\)"),
+        ({"max_kl": 0.0}, r"\(0, \d+\]"),
         ({"cg_iterations": 0}, r"\[1, 10000\]"),
-        ({"damping": -0.1}, r"\[0, inf\)"),
+        ({"damping": -0.1}, r"\[0, \d+\]"),
         ({"backtracks": 0}, r"\[1, 1000\]"),
         ({"shrink": 1.0}, r"\(0, 1\)"),
     ],

@@ -142,5 +142,5 @@ def test_actions_stay_in_each_bound(name):
 
 
 def test_an_empty_horizon_is_refused():
-    with pytest.raises(UserError, match=r"MPC\.horizon = 0 .* \[1, inf\)"):
+    with pytest.raises(UserError, match=r"MPC\.horizon = 0 .* \[1, \d+\]"):
         MPC(horizon=0)

@@ -292,13 +292,13 @@ def test_a_trial_is_its_named_episodes_on_the_given_tasks(name):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"noise": -0.1}, r"DREAM\.noise = -0\.1 .* \[0, inf\)"),
-        ({"noise": float("inf")}, r"DREAM\.noise = inf .* \[0, inf\)"),
-        ({"penalty": float("nan")}, r"DREAM\.penalty = nan .* \(-inf, inf\)"),
+        ({"noise": -0.1}, r"DREAM\.noise = -0\.1 .* \[0, \d+\]"),
+        ({"noise": float("inf")}, r"DREAM\.noise = inf .* \[0, \d+\]"),
+        ({"penalty": float("nan")}, r"DREAM\.penalty = nan .* \[-1000, 1000\]"),
         ({"context_width": 0}, r"DREAM\.context_width = 0 .* \[1, 4096\]"),
         ({"parallel": 0}, r"DREAM\.parallel = 0 .* \[1, 65536\]"),
-        ({"capacity": 0}, r"DREAM\.capacity = 0 .* \[1, inf\)"),
-        ({"bottleneck": -1.0}, r"DREAM\.bottleneck = -1\.0 .* \[0, inf\)"),
+        ({"capacity": 0}, r"DREAM\.capacity = 0 .* \[1, \d+\]"),
+        ({"bottleneck": -1.0}, r"DREAM\.bottleneck = -1\.0 .* \[0, \d+\]"),
         ({"encoder_hidden": 0}, r"DREAM\.encoder_hidden = 0 .* \[1, 4096\]"),
         ({"parallel": 8, "capacity": 7}, r"DREAM\.parallel = 8 exceeds DREAM\.capacity = 7"),
     ],
