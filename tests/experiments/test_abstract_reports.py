@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-
 from metadyna.envs import make
 from metadyna.experiments import abstract
 from metadyna.models.abstract import Abstract
@@ -15,6 +14,7 @@ from metadyna.nets.convolutions import ConvNet
 from metadyna.nets.layers import MLP, Linear
 from metadyna.nets.pictures import Encoder
 from metadyna.pictures import clips, spaces
+from metadyna.planning.acting import TreeActing
 from metadyna.types import Transition
 from tests.experiments.reading import read
 from tests.tiny import compiled_once, tiny, trained  # noqa: F401

@@ -28,9 +28,7 @@ KEY = jax.random.key(0)
 SMALL = DDQN(warmup=2, batch=4)
 # Greedy and, without a bottleneck, noiseless; an update per step from the first trial on: all follows from the weights.
 GREEDY = DDQN(warmup=0, batch=4, update_every=1, epsilon_start=0.0, epsilon_end=0.0)
-EXACT = DREAM(
-    EncoderDecoder(bottleneck=None), FeedForward(), capacity=64, parallel=4, explore=GREEDY, execute=GREEDY
-)
+EXACT = DREAM(EncoderDecoder(bottleneck=None), FeedForward(), capacity=64, parallel=4, explore=GREEDY, execute=GREEDY)
 
 # Each variant is compiled once for all tests of this file, so each differs from the others in many ways.
 VARIANTS = {
@@ -207,7 +205,9 @@ def depends_on(part, trained, parity):
     for seed, key in enumerate(jax.random.split(KEY, 8)):
         weights = shaken(part, state.execute.weights, seed)
         changed = state._replace(execute=state.execute._replace(weights=weights))
-        actions = [np.asarray(trained.iterate(s, key)[0].attempts.items.execute.action[slots]) for s in (state, changed)]
+        actions = [
+            np.asarray(trained.iterate(s, key)[0].attempts.items.execute.action[slots]) for s in (state, changed)
+        ]
         depends |= (actions[0] != actions[1]).any(axis=1)
     return depends.tolist()
 

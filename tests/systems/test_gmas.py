@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-
 from metadyna import envs
 from metadyna.collect.device import DeviceCollector
 from metadyna.data.source import Gathering
@@ -21,6 +20,7 @@ from metadyna.models.abstract import Abstract, SpatialHead, Vector, with_action
 from metadyna.nets.convolutions import ConvNet
 from metadyna.nets.layers import MLP, Linear, glorot
 from metadyna.nets.pictures import Encoder
+from metadyna.planning.acting import TreeActing
 from metadyna.planning.tree import depth_values, planned_values
 from metadyna.systems.crar import CRAR
 from metadyna.systems.gmas import GMAS, Errors, FarDiscount, Foreseen, ModelError, Uniform, _rmsprop

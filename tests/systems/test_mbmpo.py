@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from metadyna.adapt.gradient import GradientSteps
+from metadyna.collect import replay
 from metadyna.collect.device import DeviceCollector
 from metadyna.collect.episodes import episode_returns, valid_steps
 from metadyna.envs import make
@@ -16,11 +17,13 @@ from metadyna.envs.control import ControlState
 from metadyna.errors import UserError
 from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.models import fit as fits
-from metadyna.models.fit import Fit
-from metadyna.models.imagine import WorldModel, branch
-from metadyna.models.world import known_world
-from metadyna.policies.gaussian import GaussianPolicy, practise
-from metadyna.systems.mbmpo import MBMPO, Explorer, explore
+from metadyna.models.fit import Fit, Rows
+from metadyna.models.imagine import branch
+from metadyna.models.truth import TrueDynamics
+from metadyna.models.worlds import Meaning, known_world
+from metadyna.policies import direct
+from metadyna.policies.acting import practise, practise_or_guess
+from metadyna.systems.mbmpo import MBMPO
 from metadyna.types import TimeStep
 from tests.tiny import CONTINUOUS
 
@@ -29,7 +32,7 @@ FAMILY = make("cartpole-balance")  # whose episodes end early
 COLLECTOR = DeviceCollector(FAMILY.env, FAMILY.train)
 WORLD = known_world(FAMILY.env)
 SMALL = CONTINUOUS["mb-mpo"]
-BOLD = replace(SMALL, learner=MetaTRPO(GradientSteps(rate=0.5)))
+BOLD = replace(SMALL, outer=MetaTRPO(GradientSteps(rate=0.5)))
 
 
 def test_tasks_share_the_models_in_order():
@@ -42,9 +45,9 @@ def test_tasks_share_the_models_in_order():
 
 def test_what_was_lived_is_stored_without_padding_and_counted():
     state = jax.jit(lambda key: SMALL.init(COLLECTOR, key))(KEY)
-    explorers = Explorer(state.policies, jnp.ones(2, bool))
+    explorers = state.policies, jnp.ones(2, bool)
     tasks = jax.vmap(FAMILY.train.sample)(jax.random.split(KEY, 2))
-    lived = COLLECTOR.episodes_of_each(explore, explorers, tasks, 3, KEY)
+    lived = COLLECTOR.episodes_of_each(practise_or_guess, explorers, (), tasks, 3, KEY).episodes
     valid = np.asarray(valid_steps(lived.last))
     assert 0 < valid.sum() < valid.size
     after, metrics = SMALL._learn(WORLD, state, lived, KEY)
@@ -57,6 +60,11 @@ def test_what_was_lived_is_stored_without_padding_and_counted():
     assert returned.total / returned.weight == pytest.approx(valid.sum() / 6)
 
 
+def filled(ring):
+    """A buffer in which eight rows are taken for stored."""
+    return ring._replace(next=jnp.int32(8))
+
+
 def moved(before, after):
     """First layers of the initial policy and of those that collect, and how far apart they are."""
     weights, policies = after.meta.weights.mlp.layers[0].weight, after.policies.mlp.layers[0].weight
@@ -67,7 +75,7 @@ def moved(before, after):
 def test_the_policies_to_live_with_are_those_that_adapt_or_the_initial_one():
     state = jax.jit(lambda key: SMALL.init(COLLECTOR, key))(KEY)
     starts = jax.random.uniform(KEY, (8, 4), minval=-0.05, maxval=0.05)
-    starts = state.starts._replace(items=state.starts.items.at[:8].set(starts), added=8)
+    starts = filled(state.starts._replace(items=state.starts.items.at[:8].set(starts)))
     state = state._replace(starts=starts, steps=jnp.int32(SMALL.warmup))
     after, metrics = BOLD._meta_learn(WORLD, state, KEY)
     assert (moved(state, after) > 1e-6).all()
@@ -79,9 +87,9 @@ def test_the_policies_to_live_with_are_those_that_adapt_or_the_initial_one():
 class Watching(DeviceCollector):
     """A collector that remembers who lived."""
 
-    def episodes_of_each(self, act, params, tasks, count, key):
-        self.seen = params
-        return super().episodes_of_each(act, params, tasks, count, key)
+    def episodes_of_each(self, act, params, carry, tasks, count, key):
+        self.policies, self.guesses = params
+        return super().episodes_of_each(act, params, carry, tasks, count, key)
 
 
 def test_the_policies_to_live_with_live_once_the_random_steps_are_over():
@@ -92,8 +100,8 @@ def test_the_policies_to_live_with_live_once_the_random_steps_are_over():
     for steps, random in ((SMALL.warmup - 1, True), (SMALL.warmup, False)):
         collector = Watching(FAMILY.env, FAMILY.train)
         after, _ = SMALL.iterate(state._replace(steps=jnp.int32(steps)), collector, KEY)
-        assert collector.seen.random.tolist() == [random] * 2
-        jax.tree.map(np.testing.assert_array_equal, collector.seen.policy, state.policies)
+        assert collector.guesses.tolist() == [random] * 2
+        jax.tree.map(np.testing.assert_array_equal, collector.policies, state.policies)
         assert after.real.added == after.steps - steps > 0
         assert after.starts.added == 2
 
@@ -110,7 +118,9 @@ def test_nothing_is_learnt_before_the_random_steps_are_over():
     jax.tree.map(np.testing.assert_array_equal, early.policies, state.policies)
     assert {int(value.weight) for value in told.values()} == {0}
     tasks = jax.vmap(FAMILY.train.sample)(jax.random.split(KEY, 2))
-    lived = COLLECTOR.episodes_of_each(explore, Explorer(state.policies, jnp.ones(2, bool)), tasks, 3, KEY)
+    lived = COLLECTOR.episodes_of_each(
+        practise_or_guess, (state.policies, jnp.ones(2, bool)), (), tasks, 3, KEY
+    ).episodes
     late = replace(SMALL, warmup=1_000)
     for system, times in ((SMALL, 1), (late, 0)):
         after, told = system._learn(WORLD, state, lived, KEY)
@@ -120,25 +130,6 @@ def test_nothing_is_learnt_before_the_random_steps_are_over():
         ]
         assert any(moved) == bool(times)
         assert told["fit/updates"].weight == times
-
-
-class TruePoint(eqx.Module):
-    """The point's own dynamics as every model (`models.imagine.Predictor`)."""
-
-    num_members: int = eqx.field(static=True, default=2)
-    num_inputs: int = eqx.field(static=True, default=4)
-    num_outputs: int = eqx.field(static=True, default=2)
-
-    def best(self):
-        return self
-
-    def only(self, member):
-        del member
-        return TruePoint(num_members=1)
-
-    def sample(self, inputs, noise):
-        del noise
-        return 0.1 * inputs[..., 2:]
 
 
 def test_true_dynamics_in_place_of_the_models_return_what_the_environment_does():
@@ -158,7 +149,8 @@ def test_true_dynamics_in_place_of_the_models_return_what_the_environment_does()
         return jax.lax.scan(step, (ControlState(start, jnp.int32(0)), jnp.bool_(False)), actions)[1]
 
     for noise in (0.0, 0.3):
-        run = jax.jit(lambda noise: branch(known_world(family.env), TruePoint().only(0), act, noise, starts, 30, KEY))
+        world = TrueDynamics(family.env)
+        run = jax.jit(lambda noise, world=world: branch(world, act, noise, starts, 30, KEY))
         made = run(jnp.float32(noise))
         rewards, ended = jax.vmap(episode, (0, 1), 1)(starts, made.action)
         np.testing.assert_array_equal(valid_steps(made.last), ~np.asarray(ended))
@@ -168,17 +160,18 @@ def test_true_dynamics_in_place_of_the_models_return_what_the_environment_does()
 
 def test_adapted_policies_differ_through_what_was_sampled_alone():
     """O12: in models that are one and the same, two tasks that sample the same adapt alike; and else they do not."""
-    learner = MetaTRPO(GradientSteps(rate=0.5))
-    meta = learner.inner.start(GaussianPolicy.create(2, 2, (8,), KEY))
-    world = known_world(make("point-mass").env)
+    outer, env = MetaTRPO(GradientSteps(rate=0.5)), make("point-mass").env
+    meta = outer.inner.start(direct.create(env.spec, (8,), KEY))
+    world = TrueDynamics(env)
     starts = jax.random.uniform(KEY, (5, 2), minval=-2, maxval=2)
 
     def adapted(keys):
         def lived(member, key):
-            return branch(world, TruePoint().only(member), practise, meta.weights, starts, 10, key)
+            del member
+            return branch(world, practise, meta.weights, starts, 10, key)
 
         made = jax.vmap(lived, out_axes=1)(jnp.arange(2), keys)
-        return learner.adapt(meta, learner.copies(meta, 2), learner.weigh(made), 0)
+        return outer.adapt(meta, outer.copies(meta, 2), outer.weigh(made, meta.weights.inputs), 0)
 
     for same, keys in ((True, jnp.stack([KEY, KEY])), (False, jax.random.split(KEY))):
         first, second = jax.jit(adapted)(keys).mlp.layers[0].weight
@@ -192,9 +185,10 @@ def test_a_small_network_learns_the_point_in_few_epochs():
     action = jax.random.uniform(keys[1], (20_000, 2), minval=-1, maxval=1)
     next_obs = jax.vmap(lambda o, a: env.advance(None, o, a, KEY))(obs, action)
     model = replace(MBMPO().model, members=1, elites=1, widths=(32, 32))
-    state = fits.init(model, 4, 2, keys[2])
+    state = fits.start(model, model.create(4, 2, keys[2]))
     inputs, targets = jnp.concatenate([obs, action], axis=1), next_obs - obs
-    state, _ = fits.fit(Fit(batch=500, max_epochs=20), model, state, inputs[:16_000], targets[:16_000], 16_000, KEY)
+    rows = Rows(replay.full((inputs[:16_000], targets[:16_000])), lambda rows: rows)
+    state, _ = fits.fit(Fit(batch=500, max_epochs=20), model, state, rows, KEY)
     predicted = state.ensemble.sample(inputs[None, 16_000:], None)[0]
     assert np.abs(np.asarray(predicted) - targets[16_000:]).mean() <= 0.01
 
@@ -202,9 +196,9 @@ def test_a_small_network_learns_the_point_in_few_epochs():
 def test_every_task_is_imagined_in_its_own_model_and_adapts_from_the_latest_policy():
     """Models that drift apart by known amounts: what the tasks were promised tells which was whose. With a step size
     of 0 the policies to live with are the initial one as it is after the outer steps, not before."""
-    system = replace(SMALL, tasks=4, learner=MetaTRPO(GradientSteps(rate=0.0)), meta_steps=1)
+    system = replace(SMALL, tasks=4, outer=MetaTRPO(GradientSteps(rate=0.0)), meta_steps=1)
     state = jax.jit(lambda key: system.init(COLLECTOR, key))(KEY)
-    state = state._replace(starts=state.starts._replace(added=8), steps=jnp.int32(SMALL.warmup))
+    state = state._replace(starts=filled(state.starts), steps=jnp.int32(SMALL.warmup))
     after, told = system._meta_learn(WORLD, state, KEY)
     assert (moved(state, after) == 0).all()
     # The cart's first number is x: member 0 leaves the track at once, member 1 never.
@@ -220,9 +214,9 @@ def test_every_task_is_imagined_in_its_own_model_and_adapts_from_the_latest_poli
 
 
 def test_the_outer_step_may_be_that_of_ppo():
-    system = replace(SMALL, learner=MetaPPO(GradientSteps(rate=0.1), updates=2))
+    system = replace(SMALL, outer=MetaPPO(GradientSteps(rate=0.1), updates=2))
     state = jax.jit(lambda key: system.init(COLLECTOR, key))(KEY)
-    state = state._replace(starts=state.starts._replace(added=8), steps=jnp.int32(SMALL.warmup))
+    state = state._replace(starts=filled(state.starts), steps=jnp.int32(SMALL.warmup))
     after, told = system._meta_learn(WORLD, state, KEY)
     assert (moved(state, after) > 0).all()
     assert np.isfinite(told["train/surrogate_gain"].total)
@@ -234,9 +228,9 @@ def test_imagination_may_begin_anywhere():
         system = replace(SMALL, starts=starts, meta_steps=1, horizon=3)
         state = jax.jit(lambda key, system=system: system.init(COLLECTOR, key))(KEY)
         obs = state.real.items.obs.at[:, 0].set(1.5)
-        real = state.real._replace(items=state.real.items._replace(obs=obs), added=8)
-        state = state._replace(real=real, starts=state.starts._replace(added=8), steps=jnp.int32(SMALL.warmup))
-        world = WorldModel(reward=lambda obs, action, next_obs: obs[0])
+        real = filled(state.real._replace(items=state.real.items._replace(obs=obs)))
+        state = state._replace(real=real, starts=filled(state.starts), steps=jnp.int32(SMALL.warmup))
+        world = Meaning(reward=lambda obs, action, next_obs: obs[0])
         ensemble = replace(state.model.ensemble, weights=jax.tree.map(jnp.zeros_like, state.model.ensemble.weights))
         state = state._replace(model=state.model._replace(ensemble=ensemble))
         promised = system._meta_learn(world, state, KEY)[1]["train/promised_return"]
@@ -244,12 +238,12 @@ def test_imagination_may_begin_anywhere():
 
 
 def test_exploring_is_random_or_the_policy():
-    policy = GaussianPolicy.create(4, 1, (8,), KEY, log_std=2.0)
+    policy = direct.create(FAMILY.env.spec, (8,), KEY, log_std=2.0)
     one, no = jnp.float32(1), jnp.bool_(False)
     timestep = TimeStep(jnp.ones(4), one, one, no, no, jnp.zeros(1))
     keys = jax.random.split(KEY, 200)
-    act = jax.vmap(lambda random, key: explore(Explorer(policy, random), (), timestep, key)[0], (None, 0))
-    drawn = jax.vmap(lambda key: practise(policy, (), timestep, key)[0])(keys)
+    act = jax.vmap(lambda random, key: practise_or_guess((policy, random), (), timestep, key)[0], (None, 0))
+    drawn = jax.vmap(lambda key: practise(policy, (), timestep, jax.random.split(key)[0])[0])(keys)
     np.testing.assert_array_equal(act(jnp.bool_(False), keys), drawn)
     anything = np.asarray(act(jnp.bool_(True), keys))
     assert np.abs(anything).max() <= 1

@@ -13,7 +13,7 @@ from metadyna.collect.device import DeviceCollector
 from metadyna.envs import make
 from metadyna.models.fit import FitState
 from metadyna.models.gaussian import Standardiser
-from metadyna.models.world import known_world
+from metadyna.models.worlds import known_world
 from metadyna.systems import metrpo
 from tests.tiny import CONTINUOUS
 
@@ -89,7 +89,7 @@ def test_training_ends_once_too_many_members_find_the_policy_worse(tolerance, st
     monkeypatch.setattr(metrpo, "trust_region_step", push)
     system = replace(SMALL, policy_steps=5, validate_every=2, tolerance=tolerance)
     _, world, state = began("point-mass")
-    starts = state.starts._replace(items=state.starts.items.at[:8].set(jnp.ones(2)), added=8)
+    starts = state.starts._replace(items=state.starts.items.at[:8].set(jnp.ones(2)), next=jnp.int32(8))
     state = state._replace(starts=starts, env=(), model=FitState(Drifting(jnp.array([0.1, 0.2, 0.0])), ()))
     after, told = system._train(world, state, KEY)
     assert told["train/policy_steps"].total == steps
@@ -107,7 +107,7 @@ def test_every_imagined_step_is_that_of_a_member_drawn_anew(monkeypatch):
     monkeypatch.setattr(metrpo, "trust_region_step", look)
     system = replace(SMALL, policy_steps=1, validate_every=2, episodes=30, horizon=20, reach=100.0)
     _, world, state = began("point-mass")
-    starts = state.starts._replace(items=state.starts.items.at[:8].set(jnp.ones(2)), added=8)
+    starts = state.starts._replace(items=state.starts.items.at[:8].set(jnp.ones(2)), next=jnp.int32(8))
     state = state._replace(starts=starts, env=(), model=FitState(Drifting(jnp.array([0.1, 0.3])), ()))
     _, told = system._train(world, state, KEY)
     moved, action = (np.asarray(told[f"train/{name}"].total) for name in ("moved", "action"))
