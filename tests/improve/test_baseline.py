@@ -17,7 +17,6 @@ def fit(obs, time, returns, valid):
     return LinearBaseline.zero(Inputs(obs.shape[1])).fit(obs, time, returns, valid)
 
 
-
 def data(observed=3, scale=1.0, seed=0):
     rng = np.random.default_rng(seed)
     obs = jnp.asarray(rng.uniform(-1.7, 1.7, (400, observed)) * scale, jnp.float32)

@@ -153,7 +153,9 @@ def test_particles_spread_as_their_members_differ(mode, variance, particles):  #
         assert squares.mean() == pytest.approx(variance, abs=4 * 13.4 / candidates**0.5)
     else:
         np.testing.assert_allclose(squares, variance)
-    np.testing.assert_allclose(play(score_end(lambda s: s).world(ensemble), particles=particles, mode=mode), 0, atol=1e-5)
+    np.testing.assert_allclose(
+        play(score_end(lambda s: s).world(ensemble), particles=particles, mode=mode), 0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("mode", ["TSinf", "TS1"])
