@@ -102,7 +102,7 @@ class Execution(Protocol):
         ...
 
     def act(
-        self, env: Problems, weights: Any, memory: Any, obs: Array, instruction: Array, context: Float[Array, "width"]
+        self, env: Problems, weights: Any, memory: Any, obs: Array, instruction: Array, context: Float[Array, "context"]
     ) -> tuple[Float[Array, "actions"], Any]:
         """Values that one copy acts on, and its memory."""
         ...

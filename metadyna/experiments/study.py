@@ -99,11 +99,9 @@ class _Alone(loop.Result):
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows, with this seed's numbers where each seed has its own, and without those that it lacks."""
-        own = [{name: np.atleast_1d(each)[self._place(each)] for name, each in row.items()} for row in super().metrics]
-        return [{name: value.item() for name, value in row.items() if np.isfinite(value)} for row in own]
-
-    def _place(self, each: Any) -> int:
-        return self.index if isinstance(each, list) else 0
+        rows = super().metrics
+        own = [{name: v[self.index] if isinstance(v, list) else v for name, v in row.items()} for row in rows]
+        return [{name: value for name, value in row.items() if np.isfinite(value)} for row in own]
 
 
 def alone(result: loop.Result, index: int) -> loop.Result:

@@ -49,7 +49,7 @@ class Recurrent(Settings):
         memory: LSTMState,
         obs: Array,
         instruction: Array,
-        context: Float[Array, "width"],
+        context: Float[Array, "context"],
     ) -> tuple[Float[Array, "actions"], LSTMState]:
         """Values of one copy's history."""
         return weights.step(memory, obs, instruction, context)
@@ -94,7 +94,7 @@ class FeedForward(Settings):
         memory: tuple[()],
         obs: Array,
         instruction: Array,
-        context: Float[Array, "width"],
+        context: Float[Array, "context"],
     ) -> tuple[Float[Array, "actions"], tuple[()]]:
         """Values of one copy's observation."""
         return weights.step(memory, obs, instruction, context)

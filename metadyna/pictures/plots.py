@@ -176,8 +176,8 @@ def pairs(
 ) -> None:
     """Draw pairs of numbers into the file `out`, a panel per quantity, with the line on which two are equal.
 
-    A quantity is what the arm `xlabel` and the arm `ylabel` have of it, pair by pair. Axes are linear up to ten times
-    the median of the numbers' sizes, and logarithmic beyond.
+    A quantity is what the arm `xlabel` and the arm `ylabel` have of it, pair by pair. Where a number is five times the
+    size that nine of ten stay within, axes are logarithmic beyond that size.
     """
     figure = Figure(figsize=(3.1 * len(quantities) + 0.3, 3.5), layout="constrained")
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
@@ -186,10 +186,10 @@ def pairs(
         ends = values.min(), values.max()
         panel.plot(ends, ends, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
         panel.scatter(*values, s=16, color=PALETTE[0], edgecolors="white", linewidths=0.4, zorder=3)
-        straight = 10 * float(np.median(np.abs(values)))
-        if max(np.abs(ends)) > straight > 0:
-            panel.set_xscale("symlog", linthresh=straight)
-            panel.set_yscale("symlog", linthresh=straight)
+        most = float(np.quantile(np.abs(values), 0.9))
+        if max(np.abs(ends)) > 5 * most > 0:
+            panel.set_xscale("symlog", linthresh=most, linscale=3)
+            panel.set_yscale("symlog", linthresh=most, linscale=3)
         _plain(panel)
         panel.set_title(name, loc="left", fontsize=_FONT_SIZE - 1, color=_INK)
         panel.set_xlabel(xlabel, fontsize=_FONT_SIZE - 1, color=_INK)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from metadyna.planning.act import TreeActing
+
 
 from metadyna.envs import make
 from metadyna.experiments import abstract

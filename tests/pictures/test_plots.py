@@ -101,7 +101,7 @@ def test_bars_draw_means_seeds_and_intervals(tmp_path, drawn):
 
 
 def test_pairs_are_dots_about_the_line_of_equals(tmp_path, drawn):
-    quantities = {"cost": [[1.0, 2.0, 3.0], [2.0, 3.0, -90.0]], "return": [[4.0, 5.0, 6.0], [4.0, 6.0, 5.0]]}
+    quantities = {"cost": [[1.0] * 9 + [3.0], [2.0] * 9 + [-90.0]], "return": [[4.0, 5.0, 6.0], [4.0, 6.0, 5.0]]}
     plots.pairs(quantities, tmp_path / "pairs.png", "title", "other", "one")
     cost, returns = drawn[0].axes
     for panel, (x, y) in zip((cost, returns), quantities.values(), strict=True):

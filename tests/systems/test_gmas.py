@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from metadyna.planning.act import TreeActing
+
 
 from metadyna import envs
 from metadyna.collect.device import DeviceCollector
