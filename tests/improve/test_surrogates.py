@@ -44,9 +44,9 @@ ACTIONS, ADVANTAGES = jnp.array([[1.0, -1.0, 2.0]]), jnp.array([[1.0, -1.0, 0.5]
 def test_a_bandits_derivatives(kind, curvature):
     """Reference card of MB-MPO, O5: equal slopes, and second derivatives that differ by the scores' product."""
     data = weighed(ACTIONS, ADVANTAGES)
-    slope = jax.grad(lambda m, s: kind(bandit(m, s), data), (0, 1))(0.0, 0.0)
+    slope = jax.jit(jax.grad(lambda m, s: kind(bandit(m, s), data), (0, 1)))(0.0, 0.0)
     np.testing.assert_allclose(slope, [1.0, 0.5], rtol=1e-5)
-    bent = jax.grad(jax.grad(lambda m: kind(bandit(m), data)))(0.0)
+    bent = jax.jit(jax.grad(jax.grad(lambda m: kind(bandit(m), data))))(0.0)
     assert bent == pytest.approx(curvature, rel=1e-5)
 
 

@@ -180,7 +180,7 @@ def test_the_order_is_drawn_anew_and_those_held_out_stay():
 )
 @pytest.mark.parametrize("laps", [0, 2**26 - 2], ids=["from the first", "as 32 bits run over"])
 def test_a_row_that_was_learnt_from_is_never_validated_on(settings, laps):
-    """While the ring fills and is overwritten three times over, by batches of any size; the share is kept throughout."""
+    """While the ring fills and is overwritten three times over, by batches of any size; the share is always kept."""
     capacity, added, learnt = 64, 0, set()
     ring = replay.Ring(-1 - jnp.arange(capacity), jnp.int32(0), jnp.int32(laps))
     hold_out = jax.jit(lambda ring: held_out(settings, Rows(ring, as_they_are)))

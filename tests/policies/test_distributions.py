@@ -233,7 +233,7 @@ def test_a_bent_parameter_stays_in_its_range_and_is_itself_between_the_ends():
 
 @pytest.mark.parametrize("start", [LOW - 1.5, LOW, HIGH, HIGH + 1.5])
 def test_a_parameter_beyond_its_range_comes_back(start):
-    """Its slope is small there but never 0, as that of a clipped one is; an adaptive step size makes up for the rest."""
+    """Its slope is small there but not 0, as that of a clipped one is; an adaptive step size makes up for the rest."""
 
     def miss(x):
         return (bend(x, LOW, HIGH) + 1) ** 2
