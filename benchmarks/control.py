@@ -190,7 +190,7 @@ def bench_planner(peak: float, steps: int = 50) -> dict[str, Any]:
     family = envs.make("pendulum")
     program = loop.build(replace(PRESETS["pets"]["quick"], system=system))
     collector: Any = program.collector
-    state: Any = jax.tree.map(lambda x: x[0], program.init()).system
+    state: Any = jax.tree.map(lambda x: x[0], program.stacked(program.init())).system
     ensemble = state.model.ensemble
     act, params = system.acting(family.env), (ensemble, jnp.bool_(False))
     collect = jax.jit(lambda env, key: collector.collect(act, params, env, key, steps)[1].reward)

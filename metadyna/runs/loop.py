@@ -24,7 +24,7 @@ from metadyna.runs.checkpoint import Checkpoints
 from metadyna.runs.config import Config
 from metadyna.runs.evaluate import Evaluation
 from metadyna.runs.log import Progress, RunLog, read_metrics
-from metadyna.runs.program import Program, RunState, build
+from metadyna.runs.program import Marks, Program, Running, RunState, build
 from metadyna.types import Average
 
 EXTENSIBLE = ("steps", "stop_at", "checkpoint_seconds")
@@ -79,9 +79,9 @@ def run(config: Config, out: Path | str, progress: bool | None = None) -> Result
     if folder.exists() and (not folder.is_dir() or any(path.name != configs.PARTIAL for path in folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose another")
     program = build(config)
-    state = program.init()  # a system that cannot do with the task says so before there is a folder
+    running = program.init()  # a system that cannot do with the task says so before there is a folder
     _describe(config, folder)
-    return _train(program, folder, state, chunk=0, seconds=0.0, progress=progress)
+    return _train(program, folder, running, chunk=0, seconds=0.0, progress=progress)
 
 
 def resume(folder: Path | str, changed: Config | None = None, progress: bool | None = None) -> Result:
@@ -157,21 +157,22 @@ def _describe(config: Config, folder: Path) -> None:
 
 
 def _train(
-    program: Program, folder: Path, state: RunState, chunk: int, seconds: float, progress: bool | None
+    program: Program, folder: Path, running: Running, chunk: int, seconds: float, progress: bool | None
 ) -> Result:
     config, checkpoints = program.config, Checkpoints(folder / "checkpoints")
-    steps = _steps(program, state)
-    if np.all(_ended(config, state, steps)):
-        return Result(folder, config, state)
-    resume_step = float(np.mean(steps)) if chunk else -1.0
+    marks = program.marks(running)
+    if np.all(_ended(config, marks)):
+        return Result(folder, config, program.stacked(running))
+    resume_step = float(np.mean(marks.steps)) if chunk else -1.0
     began = saved = time.monotonic()
     saved_chunk = chunk if chunk else None
 
     def save() -> None:
         # The last update of a chunk can break the weights before a loss tells.
+        state = program.stacked(running)
         weights = jax.tree_util.tree_leaves_with_path(jax.vmap(config.system.params)(state.system))
         named = {f"weight {jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in weights}
-        _stop_unless_finite(named, folder, int(np.mean(steps)))
+        _stop_unless_finite(named, folder, int(np.mean(marks.steps)))
         metadata = {
             "chunk": chunk,
             "seconds": seconds + time.monotonic() - began,
@@ -184,18 +185,19 @@ def _train(
         Progress(config.steps, progress, max(int(resume_step), 0)) as bar,
         _interruptible() as interrupted,
     ):
-        while not np.all(_ended(config, state, steps)) and not interrupted():
+        while not np.all(_ended(config, marks)) and not interrupted():
             started = time.monotonic()
             try:
-                state, metrics, counts = program.chunk(state)
+                running, metrics, counts = program.chunk(running)
             except UserError:  # a simulator broke; nothing of the chunks before is lost
                 save()
                 raise
-            before, steps = steps, np.asarray(counts)
+            before, steps = marks.steps, np.asarray(counts)
+            marks = marks._replace(steps=steps)
             row = _means(metrics, folder, int(np.mean(steps)))
             row["time/env_steps_per_second"] = float(np.sum(steps - before)) / (time.monotonic() - started)
             chunk += 1
-            state, scores = _evaluate_if_due(program, state, before, steps)
+            running, marks, scores = _evaluate_if_due(program, running, before, marks)
             row.update(scores)
             row["time/seconds"] = seconds + time.monotonic() - began
             log.write(steps, row)
@@ -206,15 +208,11 @@ def _train(
                 saved, saved_chunk = time.monotonic(), chunk
         if saved_chunk != chunk:
             save()
-        return Result(folder, config, state, interrupted=interrupted())
+        return Result(folder, config, program.stacked(running), interrupted=interrupted())
 
 
-def _steps(program: Program, state: RunState) -> np.ndarray:
-    return np.asarray(jax.vmap(program.config.system.steps)(state.system))
-
-
-def _ended(config: Config, state: RunState, steps: np.ndarray) -> np.ndarray:
-    return np.asarray(state.stopped) | (steps >= config.steps)
+def _ended(config: Config, marks: Marks) -> np.ndarray:
+    return marks.stopped | (marks.steps >= config.steps)
 
 
 def _target(config: Config) -> float:
@@ -223,23 +221,22 @@ def _target(config: Config) -> float:
 
 
 def _evaluate_if_due(
-    program: Program, state: RunState, before: np.ndarray, steps: np.ndarray
-) -> tuple[RunState, dict[str, float | list[float]]]:
+    program: Program, running: Running, before: np.ndarray, marks: Marks
+) -> tuple[Running, Marks, dict[str, float | list[float]]]:
     """Evaluate when a seed has crossed a multiple of `eval_every` or reached its last step."""
     config = program.config
     # A run alone and in company must stop at the same point, so each seed is judged only where it is due itself;
     # and not by the evaluation at the last step, which a longer run does not have.
-    crossed = steps // config.eval_every
-    due = (crossed > np.asarray(state.evaluated)) & ~np.asarray(state.stopped)
-    finished = (before < config.steps) & (steps >= config.steps)
+    crossed = marks.steps // config.eval_every
+    due = (crossed > marks.evaluated) & ~marks.stopped
+    finished = (before < config.steps) & (marks.steps >= config.steps)
     if not (due | finished).any():
-        return state, {}
-    scores = jax.vmap(Evaluation.metrics)(program.evaluate(state))
+        return running, marks, {}
+    scores = jax.vmap(Evaluation.metrics)(program.evaluate(running))
     reached = np.asarray(scores["eval/return"]) >= _target(config)
-    evaluated = np.where(due, crossed, np.asarray(state.evaluated)).astype(np.int32)
-    stopped = np.asarray(state.stopped) | (due & reached)
-    marks = program.place((jnp.asarray(evaluated), jnp.asarray(stopped)))
-    return state._replace(evaluated=marks[0], stopped=marks[1]), {k: _per_seed(v) for k, v in scores.items()}
+    evaluated = np.where(due, crossed, marks.evaluated).astype(np.int32)
+    marks = marks._replace(evaluated=evaluated, stopped=marks.stopped | (due & reached))
+    return program.marked(running, marks), marks, {k: _per_seed(v) for k, v in scores.items()}
 
 
 def _means(metrics: dict[str, Average], folder: Path, step: int) -> dict[str, Any]:

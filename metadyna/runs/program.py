@@ -34,8 +34,20 @@ class RunState(NamedTuple):
     stopped: Bool[Array, "seeds"]
 
 
+class Marks(NamedTuple):
+    """How far every seed is: its steps, how many evaluations were due, whether it has reached its target."""
+
+    steps: Int[np.ndarray, "seeds"]
+    evaluated: Int[np.ndarray, "seeds"]
+    stopped: Bool[np.ndarray, "seeds"]
+
+
+Running = Any
+"""The states of all seeds while they run, in a form of the program's own (`Program.place`, `Program.stacked`)."""
+
+
 class Program(ABC):
-    """The compiled functions of one configuration. States are stacked over seeds."""
+    """The compiled functions of one configuration."""
 
     collector: Any
     """Whatever steps the environment."""
@@ -45,23 +57,35 @@ class Program(ABC):
         self.family = family
 
     @abstractmethod
-    def init(self) -> RunState:
+    def init(self) -> Running:
         """Fresh states of all seeds."""
 
     @abstractmethod
-    def place(self, state: Any) -> Any:
-        """Put a restored state, or part of one, where it is computed with."""
+    def place(self, state: RunState) -> Running:
+        """Take a restored state up."""
+
+    @abstractmethod
+    def stacked(self, running: Running) -> RunState:
+        """What a checkpoint holds of the states."""
+
+    @abstractmethod
+    def marks(self, running: Running) -> Marks:
+        """How far every seed is."""
+
+    @abstractmethod
+    def marked(self, running: Running, marks: Marks) -> Running:
+        """The states with other notes on evaluations and targets."""
 
     @abstractmethod
     def like(self) -> RunState:
         """Shapes of the state, for reading checkpoints."""
 
     @abstractmethod
-    def chunk(self, state: RunState) -> tuple[RunState, Metrics, Any]:
+    def chunk(self, running: Running) -> tuple[Running, Metrics, Any]:
         """`config.chunk` iterations of every seed that has not ended: states -> states, metrics, steps."""
 
     @abstractmethod
-    def evaluate(self, state: RunState, split: str = "test") -> Evaluation:
+    def evaluate(self, running: Running, split: str = "test") -> Evaluation:
         """Evaluate every seed on every task of the split, with keys that are the same for every run."""
 
     def tasks(self, split: str) -> Any:
@@ -95,18 +119,32 @@ class DeviceProgram(Program):
             self._compiled.trace(seeds.sharded(initial.out_info, self.mesh), self._roots, self._limits)
             return state.result()
 
-    def place(self, state: Any) -> Any:
-        """Put a restored state, or part of one, on the devices."""
+    def place(self, state: RunState) -> RunState:
+        """Put a restored state on the devices."""
         return seeds.place(state, self.mesh)
+
+    def stacked(self, running: RunState) -> RunState:
+        """The states themselves."""
+        return running
+
+    def marks(self, running: RunState) -> Marks:
+        """How far every seed is."""
+        steps = jax.vmap(self.config.system.steps)(running.system)
+        return Marks(*map(np.asarray, (steps, running.evaluated, running.stopped)))
+
+    def marked(self, running: RunState, marks: Marks) -> RunState:
+        """The states with other notes on evaluations and targets."""
+        evaluated, stopped = seeds.place((jnp.asarray(marks.evaluated), jnp.asarray(marks.stopped)), self.mesh)
+        return running._replace(evaluated=evaluated, stopped=stopped)
 
     def like(self) -> RunState:
         """Shapes of the state, for reading checkpoints."""
         one = jax.eval_shape(self._init, jax.random.key(0))
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.config.seeds, *x.shape), x.dtype), one)
 
-    def chunk(self, state: RunState) -> tuple[RunState, Metrics, Int[Array, "seeds"]]:
+    def chunk(self, running: RunState) -> tuple[RunState, Metrics, Int[Array, "seeds"]]:
         """`config.chunk` iterations of every seed that has not ended: states -> states, metrics, steps."""
-        return self._compiled(state, self._roots, self._limits)
+        return self._compiled(running, self._roots, self._limits)
 
     @functools.cached_property
     def _compiled(self) -> jax.stages.Wrapped:
@@ -117,10 +155,10 @@ class DeviceProgram(Program):
         """The length is an argument: a run that is extended finds its program in the cache."""
         return seeds.place(jnp.full(self.config.seeds, self.config.steps, jnp.int32), self.mesh)
 
-    def evaluate(self, state: RunState, split: str = "test") -> Evaluation:
+    def evaluate(self, running: RunState, split: str = "test") -> Evaluation:
         """Evaluate every seed on every task of the split, with keys that are the same for every run."""
         self.tasks(split)
-        return self._evaluations[split](state.system)
+        return self._evaluations[split](running.system)
 
     @functools.cached_property
     def _evaluations(self) -> dict[str, Callable[[Any], Evaluation]]:
@@ -166,7 +204,8 @@ class HostProgram(Program):
     """A run whose simulators live on the host: Python iterates, and only what a system compiles itself is compiled.
 
     Seeds take a thread each, as many as there are cores to use; the simulators and the compiled functions run outside
-    Python's lock.
+    Python's lock. Each has a state of its own, whose memory its iterations use again, after one copy per chunk: if a
+    simulator breaks, what was before the chunk is still there.
     """
 
     def __init__(self, config: Config, family: Family):
@@ -179,30 +218,42 @@ class HostProgram(Program):
         others = [envs.make(self.config.task) for _ in range(1, self.config.seeds)]
         return [self.collector, *map(_hosted, others)]
 
-    def init(self) -> RunState:
+    def init(self) -> list[RunState]:
         """Fresh states of all seeds."""
-        return _stack([self._init(*each) for each in zip(self._collectors, self._roots, strict=True)])
+        return [self._init(*each) for each in zip(self._collectors, self._roots, strict=True)]
 
-    def place(self, state: Any) -> Any:
-        """Nothing to do: states stay where they are."""
-        return state
+    def place(self, state: RunState) -> list[RunState]:
+        """Take the seeds apart."""
+        return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(self.config.seeds)]
+
+    def stacked(self, running: list[RunState]) -> RunState:
+        """Put the seeds together."""
+        return _stack(running)
+
+    def marks(self, running: list[RunState]) -> Marks:
+        """How far every seed is."""
+        each = [(self.config.system.steps(one.system), one.evaluated, one.stopped) for one in running]
+        return Marks(*(np.stack([np.asarray(x) for x in column]) for column in zip(*each, strict=True)))
+
+    def marked(self, running: list[RunState], marks: Marks) -> list[RunState]:
+        """The states with other notes on evaluations and targets."""
+        notes = zip(running, map(jnp.asarray, marks.evaluated), map(jnp.asarray, marks.stopped), strict=True)
+        return [one._replace(evaluated=evaluated, stopped=stopped) for one, evaluated, stopped in notes]
 
     def like(self) -> RunState:
         """Shapes of the state, for reading checkpoints."""
         one = self._init(self.collector, self._roots[0])
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.config.seeds, *x.shape), x.dtype), one)
 
-    def chunk(self, state: RunState) -> tuple[RunState, Metrics, np.ndarray]:
+    def chunk(self, running: list[RunState]) -> tuple[list[RunState], Metrics, np.ndarray]:
         """`config.chunk` iterations of every seed that has not ended: states -> states, metrics, steps."""
-        each = self._each(self._chunk, state)
-        states, metrics = zip(*each, strict=True)
-        state = _stack(states)
+        states, metrics = zip(*self._each(self._chunk, running), strict=True)
         names = {name for one in metrics for name in one}
         none = Average(np.float32(0), np.int32(0))
         totals = {name: _stack([one.get(name, none) for one in metrics]) for name in sorted(names)}
-        return state, totals, np.asarray(jax.vmap(self.config.system.steps)(state.system))
+        return list(states), totals, self.marks(list(states)).steps
 
-    def evaluate(self, state: RunState, split: str = "test") -> Evaluation:
+    def evaluate(self, running: list[RunState], split: str = "test") -> Evaluation:
         """Evaluate every seed on every task of the split, with keys that are the same for every run."""
         tasks = self.tasks(split)
 
@@ -210,12 +261,10 @@ class HostProgram(Program):
             del root
             return evaluate(self.config.system, params, collector, tasks, jax.random.key(EVALUATION_SEED))
 
-        system: Any = self.config.system
-        return _stack(self._each(one, jax.vmap(system.params)(state.system)))
+        return _stack(self._each(one, [self.config.system.params(state.system) for state in running]))
 
-    def _each(self, function: Callable[..., Any], stacked: Any) -> list[Any]:
-        """Apply a function to every seed's own part of what is stacked, its collector and its root key, in threads."""
-        parts = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.seeds)]
+    def _each(self, function: Callable[..., Any], parts: list[Any]) -> list[Any]:
+        """Apply a function to every seed's part, its collector and its root key, in threads."""
         with ThreadPoolExecutor(min(self.config.seeds, machine.usable_cores())) as pool:
             return list(pool.map(function, parts, self._collectors, self._roots))
 
@@ -232,7 +281,7 @@ class HostProgram(Program):
         inner, first = state.system, int(state.iteration)
         if state.stopped or system.steps(inner) >= self.config.steps:
             return state, {}
-        made = []
+        inner, made = jax.tree.map(_copy, inner), []
         for iteration in range(first, first + self.config.chunk):
             inner, metrics = system.iterate(inner, collector, _fold_in(root, iteration))
             made.append(metrics)
@@ -241,7 +290,7 @@ class HostProgram(Program):
 
 
 def _hosted(family: Family) -> HostCollector:
-    return HostCollector(family.env, family.train)
+    return HostCollector(family.env, family.train, donate=True)
 
 
 _fold_in = jax.jit(jax.random.fold_in)
@@ -256,6 +305,10 @@ def initial_key(root: Array) -> Array:
 def _stack(seeds: Any) -> Any:
     """One pytree of several, on a new axis 0; numpy stays numpy."""
     return jax.tree.map(lambda *x: _stack_leaf(*x) if isinstance(x[0], jax.Array) else np.stack(x), *seeds)
+
+
+def _copy(x: Any) -> Any:
+    return jnp.copy(x) if isinstance(x, jax.Array) else x
 
 
 @jax.jit  # one copy, where `jnp.stack` on its own makes three of a replay
