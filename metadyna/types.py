@@ -7,7 +7,7 @@ and the part. *Weights* are Equinox modules whose every leaf is an array. *State
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -474,6 +474,8 @@ class Collector(Protocol):
 @runtime_checkable
 class System(Protocol[State]):
     """A method: a frozen dataclass of settings whose methods are pure."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Everything that training needs: weights, optimisers, replay, counters."""

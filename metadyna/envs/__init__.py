@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from metadyna.envs import catcher, maze_references
+from metadyna.envs.bandit import Bandit, UniformArms, bayes_optimum
 from metadyna.envs.control import (
     BODIES,
     RODS,
@@ -70,6 +71,14 @@ def _labyrinth(name: str, filter: Literal["published", "reachable"]) -> Family:
 def _catcher() -> Family:
     references = functools.partial(dict, catcher.RETURNS)
     return Family("catcher", catcher.Catcher(), OneTask(), OneTask(100), references)
+
+
+def _bandit(arms: int, pulls: int) -> Family:
+    def references() -> dict[str, float]:
+        return {"optimal": bayes_optimum(arms, pulls), "random": pulls / 2}
+
+    tasks = UniformArms(arms)
+    return Family(f"bandit-{arms}x{pulls}", Bandit(arms), tasks, tasks, references)
 
 
 def _robot(robot: str) -> Family:
@@ -145,6 +154,8 @@ MAZES: dict[str, Callable[[], Family]] = {
     "catcher": _catcher,
 }
 
+BANDITS: dict[str, Callable[[], Family]] = {"bandit-5x10": lambda: _bandit(5, 10)}
+
 HOSTED: dict[str, Callable[[], Family]] = {
     **{name: functools.partial(_robot, name) for name in ROBOT_NAMES},
     **{
@@ -156,7 +167,7 @@ HOSTED: dict[str, Callable[[], Family]] = {
     "half-cheetah-velocity": _velocities,
 }
 
-TASKS: dict[str, Callable[[], Family]] = {**GRIDS, **CONTROLS, **MAZES, **HOSTED}
+TASKS: dict[str, Callable[[], Family]] = {**GRIDS, **CONTROLS, **MAZES, **BANDITS, **HOSTED}
 """Every named benchmark; building one costs nothing until it is used."""
 
 

@@ -1,5 +1,9 @@
 """One file per published system. Systems share parts, never each other."""
 
+import functools
+import operator
+from typing import TYPE_CHECKING
+
 from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
 from metadyna.systems.gmas import GMAS
@@ -11,23 +15,6 @@ from metadyna.systems.mpc import PETS, RandomShootingMPC
 from metadyna.systems.ppo import ProximalPolicyOptimisation
 from metadyna.systems.sac import SoftActorCritic
 from metadyna.systems.trpo import TrustRegionPolicyOptimisation
-
-System = (
-    CRAR
-    | DREAM
-    | EMAML
-    | GMAS
-    | MAML
-    | MBMPO
-    | MBPO
-    | METRPO
-    | PETS
-    | RandomShootingMPC
-    | ProMP
-    | ProximalPolicyOptimisation
-    | SoftActorCritic
-    | TrustRegionPolicyOptimisation
-)
 
 SYSTEMS: dict[str, type] = {
     "crar": CRAR,
@@ -46,6 +33,12 @@ SYSTEMS: dict[str, type] = {
     "trpo": TrustRegionPolicyOptimisation,
 }
 """Every system by the name used on the command line."""
+
+if TYPE_CHECKING:
+    from metadyna.types import System
+else:
+    System = functools.reduce(operator.or_, SYSTEMS.values())
+"""Any of them: what a configuration may hold, and is read back as."""
 
 OFFLINE = (CRAR, GMAS)
 """Systems that learn from a data set: the steps of their runs are updates."""
