@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from metadyna.collect.compute import compiled
-from metadyna.collect.episodes import Seen, transition, unseen, where_rows
+from metadyna.collect.episodes import Seen, chosen, transition, unseen, where_rows
 from metadyna.types import (
     Act,
     Average,
@@ -78,7 +78,7 @@ class DeviceCollector:
             env_state, timestep, carry = state
             action, remembered, extras = act(params, carry, unseen(timestep), keys[0])
             next_state, after = self.env.step(task, env_state, action, keys[1])
-            stay, go_on = (timestep, carry), (after, remembered)
+            stay, go_on = (timestep, carry), (chosen(after, action), remembered)
             after, carry = jax.tree.map(lambda old, new: jnp.where(timestep.last, old, new), stay, go_on)
             hidden = (Seen(env_state, timestep.hidden), Seen(next_state, after.hidden)) if self.watch else ()
             return (next_state, after, carry), transition(timestep, action, after, extras, hidden)
@@ -107,6 +107,7 @@ class DeviceCollector:
         def one(copy: Collected, keys: Array) -> tuple[Collected, Transition]:
             action, carry, extras = act(params, copy.carry, unseen(copy.timestep), keys[0])
             env, after = self.env.step(copy.tasks, copy.env, action, keys[1])
+            after = chosen(after, action)
             hidden = (Seen(copy.env, copy.timestep.hidden), Seen(env, after.hidden)) if self.watch else ()
             lived = transition(copy.timestep, action, after, extras, hidden)
             return copy._replace(env=env, timestep=after, carry=carry), lived

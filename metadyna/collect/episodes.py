@@ -14,6 +14,11 @@ def unseen(timestep: TimeStep) -> TimeStep:
     return timestep._replace(hidden=())
 
 
+def chosen(timestep: TimeStep, action: PyTree) -> TimeStep:
+    """A time step that tells of the action as it was chosen: an environment may have clipped it."""
+    return timestep._replace(prev_action=jax.tree.map(lambda x, y: y.astype(x.dtype), timestep.prev_action, action))
+
+
 class Seen(NamedTuple):
     """What a collector that watches keeps of one time: the simulator's state, and what that hides from agents."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
 from metadyna.collect.compute import compiled
-from metadyna.collect.episodes import Seen, transition, unseen, where_rows
+from metadyna.collect.episodes import Seen, chosen, transition, unseen, where_rows
 from metadyna.types import (
     Act,
     Average,
@@ -79,8 +79,9 @@ class HostCollector:
         timestep, steps = timestep.after(jax.tree.map(np.asarray, before)), []
         for time in range(self.env.spec.horizon):
             action, carry, extras = _act(act, params, carry, unseen(timestep), k_act, time, groups)
-            next_state, after = self.env.step(tasks, state, np.asarray(action))
-            after = _where(timestep.last, timestep, after)
+            action = np.asarray(action)
+            next_state, after = self.env.step(tasks, state, action)
+            after = _where(timestep.last, timestep, chosen(after, action))
             steps.append(self._transition(state, timestep, action, next_state, after, extras))
             state, timestep = next_state, after
             if timestep.last.all():
@@ -107,7 +108,9 @@ class HostCollector:
         ended, made = [], []
         for time in range(steps):
             action, carry, extras = _act(act, params, carry, unseen(timestep), key, time)
-            next_state, after = self.env.step(tasks, state, np.asarray(action))
+            action = np.asarray(action)
+            next_state, after = self.env.step(tasks, state, action)
+            after = chosen(after, action)
             made.append(self._transition(state, timestep, action, next_state, after, extras))
             returns, lengths, state, timestep = returns + after.reward, lengths + 1, next_state, after
             if after.last.any():

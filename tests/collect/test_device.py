@@ -7,9 +7,11 @@ import pytest
 
 from metadyna.collect.device import DeviceCollector
 from metadyna.collect.episodes import all_observations, episode_lengths, episode_returns, previous_actions, valid_steps
+from metadyna.collect.host import HostCollector
+from metadyna.envs import make
 from metadyna.envs.gridworld import COURSE_CITY, Action, CityGrid, GridTask, Split
 from metadyna.envs.probes import PROBES, Probe
-from metadyna.types import Outcome
+from metadyna.types import HostEnv, Outcome
 
 LEFT, UP, RIGHT, DOWN, STAY, RIDE, END, PICK_UP, DROP = Action
 KEY = jax.random.key(0)
@@ -176,3 +178,20 @@ def test_scanning_is_compiled_once():
     assert state == 8
     assert made.tolist() == [3, 4, 5, 6, 7]
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("task", ["pendulum", "inverted-pendulum"])
+def test_an_agent_is_told_what_it_chose_and_not_what_was_made_of_it(task):
+    """Environments clip actions to [-1, 1]; a memory must see what the learner will."""
+    family = make(task)
+    collector = (HostCollector if isinstance(family.env, HostEnv) else DeviceCollector)(family.env, family.train)
+
+    def act(params, carry, timestep, key):
+        return jnp.full(1, 3.0), carry, timestep.prev_action
+
+    played = collector.episodes(act, (), (), family.test.enumerate(), KEY)
+    assert set(np.unique(played.episodes.extras[1:3])) == {3.0}
+    np.testing.assert_array_equal(played.outcome.action, [[3.0]])
+    _, lived = collector.collect(act, (), collector.begin((), 2, KEY), KEY, 3)
+    np.testing.assert_array_equal(lived.extras[1:], lived.action[:-1])
+    assert (lived.action == 3).all()
