@@ -7,10 +7,9 @@ its own weights and losses.
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from metadyna.collect.episodes import swapped
 from metadyna.nets.distinct import Distinct
 from metadyna.types import Problems, Transition, sizes
 
@@ -25,8 +24,7 @@ class Attempt(NamedTuple):
 
     def swapped(self) -> "Attempt":
         """Episodes with their first two axes exchanged."""
-        explore, execute = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (self.explore, self.execute))
-        return self._replace(explore=explore, execute=execute)
+        return self._replace(explore=swapped(self.explore), execute=swapped(self.execute))
 
 
 class Lesson(NamedTuple):

@@ -41,6 +41,11 @@ def flat(lived: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lived)
 
 
+def swapped(lived: PyTree) -> PyTree:
+    """Steps [T, B, ...] as sequences [B, T, ...], and back."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), lived)
+
+
 def valid_steps(last: Bool[Array, "T *batch"]) -> Bool[Array, "T *batch"]:
     """Mark the steps of an episode up to and including the first `last`; the rest is padding."""
     ended = jnp.cumsum(last, axis=0)

@@ -191,7 +191,7 @@ def test_an_agent_is_told_what_it_chose_and_not_what_was_made_of_it(task):
 
     played = collector.episodes(act, (), (), family.test.enumerate(), KEY)
     assert set(np.unique(played.episodes.extras[1:3])) == {3.0}
-    np.testing.assert_array_equal(played.outcome.action, [[3.0]])
+    np.testing.assert_array_equal(played.outcome.action, [[3.0]] * 10)
     _, lived = collector.collect(act, (), collector.begin((), 2, KEY), KEY, 3)
     np.testing.assert_array_equal(lived.extras[1:], lived.action[:-1])
     assert (lived.action == 3).all()
