@@ -40,6 +40,7 @@ from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
 from metadyna.systems.ppo import ProximalPolicyOptimisation
+from metadyna.systems.rl2 import RL2
 from metadyna.systems.sac import SoftActorCritic
 from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 
@@ -83,6 +84,7 @@ CONTINUOUS = {
     "pets": PETS(model=MODEL, fit=FIT, planner=PLANNER, particles=2, collect=20, warmup=20, capacity=200),
     "promp": ProMP(**FEW, outer=MetaPPO(updates=2)),
     "ppo": ProximalPolicyOptimisation(PPO(minibatches=2, epochs=2), widths=(8,), parallel=2, collect=20),
+    "rl2": RL2(PPO(minibatches=2, epochs=2), width=8, trials=2),
     "sac": SoftActorCritic(**POLICY, warmup=20, capacity=100),
     "trpo": TrustRegionPolicyOptimisation(widths=(8,), parallel=2, collect=20),
 }  # fmt: skip
@@ -102,9 +104,9 @@ ABSTRACT = {
 
 ITERATION = {
     "sac": 1, "mbpo": 10, "ppo": 40, "trpo": 40, "crar": 5, "gmas": 5,
-    "e-maml": 800, "maml": 1200, "promp": 800, "mb-mpo": 400,
+    "e-maml": 800, "maml": 1200, "rl2": 800, "promp": 800, "mb-mpo": 400,
     ("maml", "inverted-pendulum"): 20, ("e-maml", "inverted-pendulum"): 20, ("promp", "inverted-pendulum"): 20,
-    ("mb-mpo", "inverted-pendulum"): 10,
+    ("mb-mpo", "inverted-pendulum"): 10, ("rl2", "inverted-pendulum"): 10, ("rl2", "city-5x5"): 40,
 }  # fmt: skip
 """Steps of an iteration, where they are not about 20."""
 

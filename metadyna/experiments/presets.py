@@ -30,6 +30,7 @@ from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
 from metadyna.systems.ppo import ProximalPolicyOptimisation
+from metadyna.systems.rl2 import RL2
 from metadyna.systems.sac import SoftActorCritic
 from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 
@@ -302,6 +303,17 @@ MAML_CHEETAH = replace(
 )
 """Run forward or backward, whichever pays: 100 iterations of the paper's step size and networks."""
 
+RL2_QUICK = Config(
+    system=RL2(
+        PPO(learning_rate=1e-3, epochs=4, minibatches=4, entropy_weight=0.01), width=64, episodes=10, gae_decay=0.3
+    ),
+    task="bandit-5x10",
+    steps=1_500_000,
+    chunk=10,
+    eval_every=150_000,
+)
+"""Learn to learn which of five arms pays, in ten pulls."""
+
 PRESETS: Mapping[str, Mapping[str, Config]] = {
     "crar": {
         "quick": CRAR_QUICK,
@@ -331,6 +343,7 @@ PRESETS: Mapping[str, Mapping[str, Config]] = {
         "model-error": GMAS_MODEL_ERROR,
         "catcher": GMAS_CATCHER,
     },
+    "rl2": {"quick": RL2_QUICK},
     "sac": {"quick": SAC_QUICK, "paper": SAC_PAPER},
     "pets": {"quick": PETS_QUICK, "swingup": PETS_SWINGUP},
     "mpc-rs": {"quick": MPC_RS_QUICK},

@@ -13,6 +13,7 @@ from metadyna.systems.mbpo import MBPO
 from metadyna.systems.metrpo import METRPO
 from metadyna.systems.mpc import PETS, RandomShootingMPC
 from metadyna.systems.ppo import ProximalPolicyOptimisation
+from metadyna.systems.rl2 import RL2
 from metadyna.systems.sac import SoftActorCritic
 from metadyna.systems.trpo import TrustRegionPolicyOptimisation
 
@@ -29,6 +30,7 @@ SYSTEMS: dict[str, type] = {
     "pets": PETS,
     "promp": ProMP,
     "ppo": ProximalPolicyOptimisation,
+    "rl2": RL2,
     "sac": SoftActorCritic,
     "trpo": TrustRegionPolicyOptimisation,
 }

@@ -25,11 +25,13 @@ TABLE = [
     ("promp", "inverted-pendulum"),
     ("mb-mpo", "inverted-pendulum"),
     ("ppo", "gym::Pendulum-v1"),
+    ("rl2", "inverted-pendulum"),
+    ("rl2", "city-5x5"),
     ("crar", "catcher"),
     ("gmas", "simple-maze"),
 ]
 
-DIRECT = ["e-maml", "maml", "ppo", "promp", "trpo"]
+DIRECT = ["e-maml", "maml", "ppo", "promp", "rl2", "trpo"]
 """Systems whose policies see numbers or categories and act by either."""
 
 COMPANY = [("sac", "pendulum"), ("crar", "catcher"), ("promp", "navigation"), ("mbpo", "inverted-pendulum")]
