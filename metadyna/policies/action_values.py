@@ -142,8 +142,11 @@ class FeedForwardPolicy(eqx.Module):
         self, memory: tuple[()], obs: Array, instruction: Array, context: Float[Array, "context"]
     ) -> tuple[Float[Array, "actions"], tuple[()]]:
         """Values of one observation."""
-        inputs = jnp.concatenate([self.state(obs), self.instruction(instruction), context])
-        return self.values(self.trunk(inputs)), memory
+        return self.values(self.hidden(obs, instruction, context)), memory
+
+    def hidden(self, obs: Array, instruction: Array, context: Float[Array, "context"]) -> Float[Array, "hidden"]:
+        """What the values are read from."""
+        return self.trunk(jnp.concatenate([self.state(obs), self.instruction(instruction), context]))
 
     def unroll(
         self,
