@@ -122,7 +122,5 @@ class RL2(Settings):
 
         learner, metrics = self.ppo.update(state.learner, swapped(batch), loss, key)
         told = {f"train/{name}": Average.of(value) for name, value in metrics.items()}
-        returns = episode_returns(lived)
-        told["train/trial_return"] = Average.of(jnp.sum(returns, axis=-1))
-        told["train/episode_return"] = Average.of(returns)
+        told["train/trial_return"] = Average.of(jnp.sum(episode_returns(lived), axis=-1))
         return State(learner, state.steps + jnp.sum(valid, dtype=jnp.int32)), told
