@@ -46,6 +46,7 @@ from metadyna.collect.episodes import (
 from metadyna.errors import UserError
 from metadyna.improve.ddqn import DDQN, DDQNLearner, double_q_target, td_loss
 from metadyna.improve.execution import FeedForward, Recurrent
+from metadyna.improve.planned import Planned
 from metadyna.improve.repeat import repeat_updates
 from metadyna.nets.recurrent import LSTMState
 from metadyna.policies.action_values import ExplorePolicy, greedy_or_random
@@ -97,7 +98,7 @@ class DREAM(Settings):
 
     context: EncoderDecoder | Told = EncoderDecoder()
     """Where contexts come from."""
-    execution: Recurrent | FeedForward = Recurrent()
+    execution: Recurrent | FeedForward | Planned = Recurrent()
     """Who executes."""
     exploration: Literal["learned", "random", "none"] = "learned"
     """Who explores: the learned policy, uniformly random actions, or nobody (execution sees an empty episode)."""

@@ -20,6 +20,7 @@ from metadyna.envs import make
 from metadyna.errors import UserError
 from metadyna.improve.ddqn import DDQN
 from metadyna.improve.execution import FeedForward, Recurrent
+from metadyna.improve.planned import Planned
 from metadyna.systems.dream import DREAM
 
 FAMILY = make("city-5x5")
@@ -40,6 +41,7 @@ VARIANTS = {
         context=EncoderDecoder(bottleneck=None, mixture="batch", target="encoder", encoder_hidden=16),
     ),
     "none": replace(EXACT, exploration="none", context=EncoderDecoder(bottleneck=None, target="online")),
+    "planned": replace(EXACT, execution=Planned(depth=1, breadth=2), capacity=32),
     "oracle": DREAM(Told(width=8), Recurrent(), parallel=4, capacity=64, explore=SMALL, execute=SMALL),
 }
 ITERATIONS = 3
