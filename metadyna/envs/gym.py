@@ -1,6 +1,7 @@
 """Any Gymnasium environment as a task of this library, and every task of this library as a Gymnasium environment."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,14 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+from gymnasium.wrappers import (
+    HumanRendering,
+    OrderEnforcing,
+    PassiveEnvChecker,
+    RecordEpisodeStatistics,
+    RecordVideo,
+    TimeLimit,
+)
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from metadyna.errors import UserError
@@ -57,9 +66,8 @@ class GymEnv(HostEnv):
         low, high = np.where(bounded, acted.low, -1.0), np.where(bounded, acted.high, 1.0)
         self._middle, self._half = (low + high) / 2, (high - low) / 2
         self._acted = acted
-        limit = first.spec.max_episode_steps if first.spec else None
-        self._spec = EnvSpec(Box(observed.shape), Box(acted.shape, -1.0, 1.0), limit or DEFAULT_HORIZON)
-        self._known: Any = first.unwrapped
+        self._spec = EnvSpec(Box(observed.shape), Box(acted.shape, -1.0, 1.0), _time_limit(first))
+        self._known = {"reward": _own(first, name, "reward", 3), "terminated": _own(first, name, "terminated", 1)}
         self._free.append(first)
 
     @property
@@ -113,20 +121,26 @@ class GymEnv(HostEnv):
     def reward(self, task: Any, obs: Array, action: Array, next_obs: Array) -> Array:
         """The environment's own `reward(obs, action, next_obs)`, if it has one."""
         del task
-        if not callable(getattr(self._known, "reward", None)):
+        known = self._known["reward"]
+        if isinstance(known, UserError):
+            raise known
+        if known is None:
             raise UserError(
                 f"{self.name} does not say what a step pays as a function; give your environment class a static "
                 "method 'reward(obs, action, next_obs)' in jax.numpy (actions in [-1, 1]), or choose a method that "
                 "learns the reward, such as mbpo"
             )
-        return self._known.reward(obs, action, next_obs)
+        return known(obs, action, next_obs)
 
     def terminated(self, task: Any, next_obs: Array) -> Array:
         """The environment's own `terminated(next_obs)`, if it has one."""
         del task
-        if not callable(getattr(self._known, "terminated", None)):
+        known = self._known["terminated"]
+        if isinstance(known, UserError):
+            raise known
+        if known is None:
             raise UserError(f"{self.name} does not say when an episode ends as a function; {HOW_TO_KNOW}")
-        return self._known.terminated(next_obs)
+        return known(next_obs)
 
     def command(self, action: np.ndarray) -> np.ndarray:
         """What the environment is sent for an action in [-1, 1]."""
@@ -167,6 +181,53 @@ class GymEnv(HostEnv):
         simulator = self._simulators.pop(key, None)
         if simulator is not None:
             self._free.append(simulator.env)
+
+
+def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:
+    """An environment and all that it is wrapped around, the outermost first."""
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    return layers
+
+
+def _time_limit(env: gymnasium.Env) -> int:
+    """The smallest of all time limits: of the registration, and of every `TimeLimit` around the environment."""
+    limits = [getattr(layer, "_max_episode_steps", None) for layer in _layers(env) if isinstance(layer, TimeLimit)]
+    limits.append(env.spec.max_episode_steps if env.spec else None)
+    return min((limit for limit in limits if limit), default=DEFAULT_HORIZON)
+
+
+_HARMLESS = (TimeLimit, OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, RecordVideo, HumanRendering)
+"""Wrappers that pass on the numbers that they are given."""
+
+
+def _own(env: gymnasium.Env, name: str, method: str, arguments: int) -> Callable[..., Any] | UserError | None:
+    """The function by that name of the outermost layer that has it, or a complaint if what it would be given is not
+    what it was written for: a wrapper around that layer changes the numbers."""
+    between: list[str] = []
+    unheard = (gymnasium.RewardWrapper, gymnasium.ActionWrapper) if method == "terminated" else ()
+    for layer in _layers(env):
+        found = getattr(layer, method, None)
+        if callable(found) and _takes(found, arguments):
+            if not between:
+                return found
+            return UserError(
+                f"{name}: '{method}' of {type(layer).__name__} is written for what that environment shows, but the "
+                f"wrapper {between[0]} around it changes this; give {between[0]} a '{method}' of its own"
+            )
+        if isinstance(layer, gymnasium.Wrapper) and not isinstance(layer, (*_HARMLESS, *unheard)):
+            between.append(type(layer).__name__)
+    return None
+
+
+def _takes(function: Callable[..., Any], arguments: int) -> bool:
+    """Whether a function can be called with so many arguments; Gymnasium's own `reward(reward)` is another one."""
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class _Simulator:

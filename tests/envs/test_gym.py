@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 
 from metadyna import envs
 from metadyna.collect.host import HostCollector
@@ -161,8 +162,7 @@ def test_how_an_episode_ends(terminates):
 
 
 def test_an_environment_that_never_stops_is_cut():
-    env = GymEnv(lambda: gymnasium.wrappers.TimeLimit(Walk(), 5), "walk")
-    assert env.spec.horizon == DEFAULT_HORIZON  # a wrapper alone does not say; a registered environment does
+    assert GymEnv(lambda: gymnasium.wrappers.TimeLimit(Walk(), 5), "walk").spec.horizon == 5
     env = walks(length=10**6)
     _, seen = follow(env, start(env, 1)[0], plan(DEFAULT_HORIZON, 1))
     assert np.flatnonzero(seen.last).tolist() == [DEFAULT_HORIZON - 1]
@@ -448,3 +448,94 @@ def test_a_task_may_be_registered_once(monkeypatch):
     assert envs.make("walk").env.spec.observation.shape == (2,)
     with pytest.raises(UserError, match="there is a task 'walk' already"):
         envs.register("walk", Walk)
+
+
+# --- wrappers
+
+
+class Knowing(Walk):
+    """A walk that says what it pays and that it never ends."""
+
+    @staticmethod
+    def reward(obs, action, next_obs):
+        return -next_obs[0]
+
+    @staticmethod
+    def terminated(next_obs):
+        return next_obs[0] > 100
+
+
+class Halved(gymnasium.ObservationWrapper):
+    """Shows half of everything."""
+
+    def observation(self, observation):
+        return observation / 2
+
+
+class HalvedAndKnowing(Halved):
+    """Knows what that means."""
+
+    @staticmethod
+    def reward(obs, action, next_obs):
+        return -2 * next_obs[0]
+
+    @staticmethod
+    def terminated(next_obs):
+        return next_obs[0] > 50
+
+
+class Doubled(gymnasium.RewardWrapper):
+    """Pays twice as much."""
+
+    def reward(self, reward):
+        return 2 * reward
+
+
+@pytest.mark.parametrize(
+    ("make", "horizon"),
+    [
+        (lambda: TimeLimit(Walk(), 1500), 1500),  # as our guide has it, around what is not registered
+        (lambda: TimeLimit(Walk(), 100), 100),
+        (lambda: Halved(TimeLimit(Walk(), 100)), 100),
+        (lambda: TimeLimit(TimeLimit(Walk(), 300), 200), 200),
+        (lambda: TimeLimit(TimeLimit(Walk(), 200), 300), 200),
+        (lambda: TimeLimit(gymnasium.make("Pendulum-v1"), 50), 50),
+        (lambda: gymnasium.make("Pendulum-v1"), 200),
+        (lambda: gymnasium.make("Pendulum-v1", max_episode_steps=1200), 1200),
+        (Knowing, 1000),
+    ],
+)
+def test_the_time_limit_is_the_smallest_there_is(make, horizon):
+    assert GymEnv(make, "walk").spec.horizon == horizon
+
+
+PLACE = jnp.array([60.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("make", "reward", "ends"),
+    [
+        (Knowing, -60, False),
+        (lambda: TimeLimit(Knowing(), 20), -60, False),
+        (lambda: HalvedAndKnowing(Knowing()), -120, True),
+        (lambda: TimeLimit(HalvedAndKnowing(Knowing()), 20), -120, True),
+        (lambda: Doubled(Knowing()), None, False),
+        (lambda: Halved(Knowing()), None, None),
+        (lambda: Doubled(HalvedAndKnowing(Knowing())), None, True),
+    ],
+)
+def test_known_functions_are_those_of_the_numbers_that_are_shown(make, reward, ends):
+    """None: whoever is asked is not whoever knows, which is refused."""
+    env = GymEnv(make, "walk")
+    for function, known in (
+        (lambda: env.reward(None, PLACE, jnp.zeros(2), PLACE), reward),
+        (lambda: env.terminated(None, PLACE), ends),
+    ):
+        if known is None:
+            with pytest.raises(
+                UserError, match=r"walk: '\w+' of \w+ .* the wrapper (Halved|Doubled) around it"
+            ) as told:
+                function()
+            assert "\n" not in str(told.value)
+        else:
+            assert function() == known
