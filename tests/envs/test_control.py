@@ -70,7 +70,7 @@ def stepper(env, task=TASK):
 def episodes(env, act, count, task=TASK):
     tasks = jax.tree.map(lambda x: jnp.full((count, *x.shape), x), task)
     collector = DeviceCollector(env, OneTask())
-    play = jax.jit(lambda key: collector.episodes(act, (), jnp.zeros(count), tasks, key))
+    play = jax.jit(lambda key: collector.episodes(act, (), jnp.zeros(count), tasks, key).episodes)
     return play(KEY)
 
 
