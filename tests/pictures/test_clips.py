@@ -137,8 +137,8 @@ def episode_of(rewards, last):
     zeros = jnp.zeros((steps, 1))
     rewards = jnp.array(rewards, jnp.float32)[:, None]
     ends = jnp.arange(steps)[:, None] == last
-    watched = tuple(Seen(jax.tree.map(lambda x: x[part], states), ()) for part in (slice(-1), slice(1, None)))
-    return Transition(zeros, zeros[..., None], rewards, zeros, zeros, ends, hidden=watched)
+    before, after = (jax.tree.map(lambda x, part=part: x[part], states) for part in (slice(-1), slice(1, None)))
+    return Transition(zeros, zeros[..., None], rewards, zeros, zeros, ends, hidden=(Seen(before, ()), Seen(after, ())))
 
 
 @pytest.mark.parametrize(
