@@ -229,7 +229,8 @@ def one_step_errors(model: World, rows: Transition) -> tuple[Float[Array, "n"], 
     deviation from it."""
     starts = jax.vmap(lambda obs: model.begin(History(obs)))(rows.obs)
     everywhere = jax.tree.map(lambda x: jnp.broadcast_to(x, (model.num_members, *x.shape)), (starts, rows.action))
-    told = model.step(*everywhere, None)[1].obs
+    latent, action = everywhere
+    told = model.step(latent, action, None)[1].obs
     mean = jnp.mean(told, axis=0)
     error = jnp.sqrt(jnp.mean((mean - rows.next_obs) ** 2, axis=-1))
     return error, jnp.sqrt(jnp.mean((told - mean[None]) ** 2, axis=(0, 2)))
