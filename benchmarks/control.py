@@ -128,7 +128,7 @@ def bench_sac(peak: float, peer: Path | None, every: int, rounds: int = 3, steps
             theirs.append(
                 json.loads(subprocess.check_output([peer, PEER, "speed", str(steps), str(every)]))["steps_per_second"]
             )
-    rate, flops = statistics.median(ours), sac_flops(SAC())
+    rate, flops = statistics.median(ours), sac_flops(system.sac, system.networks)
     result = {
         "steps_and_updates_per_second": round(rate, 1),
         "each_round": [round(r, 1) for r in ours],
@@ -176,10 +176,10 @@ def bench_fit(peak: float, model: GaussianEnsemble, rows: int = 5_000) -> dict[s
     state, ring = fits.start(model, model.create(*sizes, jax.random.key(0))), replay.full(_rows(rows))
     fit = jax.jit(lambda ring, key: fits.fit(settings, model, state, Rows(ring, meaning.examples), key)[0])
     seconds = median_seconds(lambda: fit(ring, jax.random.key(1)))
-    examples = tuple(jnp.zeros((model.members, settings.batch, size)) for size in sizes)
+    inputs, targets = (jnp.zeros((model.members, settings.batch, size)) for size in sizes)
 
     def loss(weights: Any) -> Any:
-        return model.loss(replace(state.ensemble, weights=weights), examples, jnp.ones(settings.batch, bool))
+        return model.loss(replace(state.ensemble, weights=weights), (inputs, targets), jnp.ones(settings.batch, bool))
 
     return _updates(settings.max_updates / seconds, matmul_flops(jax.grad(loss), state.ensemble.weights), peak)
 

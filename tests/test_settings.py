@@ -17,6 +17,7 @@ from metadyna.improve.ppo import PPO
 from metadyna.improve.sac import SAC
 from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.planning.mpc import MPC
+from metadyna.policies.squashed import ActorCritic
 from metadyna.runs.config import Config
 from metadyna.search.cem import CEM
 from metadyna.search.mppi import MPPI
@@ -233,9 +234,9 @@ def test_every_settings_class_is_checked(kind):
     ("make", "told"),
     [
         (lambda: SAC(batch=40.0), "SAC.batch = 40.0 is a float"),
-        (lambda: SAC(widths=(0,)), r"SAC.widths\[0\] = 0 is out of range"),
-        (lambda: PPO(widths=(64, -1)), r"PPO.widths\[1\] = -1 is out of range"),
-        (lambda: PPO(log_std=math.nan), "PPO.log_std = nan is out of range"),
+        (lambda: ActorCritic(widths=(0,)), r"ActorCritic.widths\[0\] = 0 is out of range"),
+        (lambda: ProximalPolicyOptimisation(widths=(64, -1)), r"Optimisation.widths\[1\] = -1 is out of range"),
+        (lambda: ProximalPolicyOptimisation(log_std=math.nan), "Optimisation.log_std = nan is out of range"),
         (lambda: SAC(target_entropy=math.nan), "SAC.target_entropy = nan is out of range"),
         (lambda: GaussianEnsemble(weight_decay=(0.0, math.nan)), r"weight_decay\[1\] = nan is out of range"),
         (lambda: AbstractLearning(directions=((math.nan,),)), r"directions\[0\]\[0\] = nan is out of range"),

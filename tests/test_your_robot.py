@@ -17,8 +17,8 @@ COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith("    m
 _MODEL = "--system.model.widths 8 --system.model.members 2 --system.model.elites 2 --system.model.weight_decay 0 0"
 SMALL = {
     "mbpo": f"{_MODEL} --system.fit.max_updates 5 --system.warmup 50 --system.refresh 50 --system.branches 4"
-    " --system.updates 1 --system.learner.widths 8 --eval_every 100",
-    "sac": "--system.warmup 50 --system.learner.widths 8 --chunk 50 --eval_every 100",
+    " --system.updates 1 --system.networks.widths 8 --eval_every 100",
+    "sac": "--system.warmup 50 --system.networks.widths 8 --chunk 50 --eval_every 100",
 }
 """Settings that leave the path as it is and make it short."""
 

@@ -227,8 +227,10 @@ def promises(
 def one_step_errors(model: World, rows: Transition) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
     """By row, root mean squares over the entries of the observation: the error of the members' mean, and their
     deviation from it."""
-    obs, action = (jnp.broadcast_to(x, (model.num_members, *x.shape)) for x in (rows.obs, rows.action))
-    told = model.step(obs, action, None)[1].obs
+    starts = jax.vmap(lambda obs: model.begin(History(obs)))(rows.obs)
+    everywhere = jax.tree.map(lambda x: jnp.broadcast_to(x, (model.num_members, *x.shape)), (starts, rows.action))
+    latent, action = everywhere
+    told = model.step(latent, action, None)[1].obs
     mean = jnp.mean(told, axis=0)
     error = jnp.sqrt(jnp.mean((mean - rows.next_obs) ** 2, axis=-1))
     return error, jnp.sqrt(jnp.mean((told - mean[None]) ** 2, axis=(0, 2)))

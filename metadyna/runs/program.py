@@ -201,7 +201,7 @@ class DeviceProgram(Program):
 
 
 class HostProgram(Program):
-    """A run whose simulators live on the host: Python iterates, and only what a system compiles itself is compiled.
+    """A run whose simulators live on the host: Python iterates, and only what a system hands to `compute` is compiled.
 
     Seeds take a thread each, as many as there are cores to use; the simulators and the compiled functions run outside
     Python's lock. Each has a state of its own, whose memory its iterations use again, after one copy per chunk: if a

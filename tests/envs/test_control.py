@@ -70,7 +70,7 @@ def stepper(env, task=TASK):
 def episodes(env, act, count, task=TASK):
     tasks = jax.tree.map(lambda x: jnp.full((count, *x.shape), x), task)
     collector = DeviceCollector(env, OneTask())
-    play = jax.jit(lambda key: collector.episodes(act, (), jnp.zeros(count), tasks, key))
+    play = jax.jit(lambda key: collector.episodes(act, (), jnp.zeros(count), tasks, key).episodes)
     return play(KEY)
 
 
@@ -439,7 +439,7 @@ def test_navigation_pays_by_the_distance_from_a_goal_that_is_not_shown():
     assert np.abs(goals.position).max() <= 0.5
     stay = DeviceCollector(env, Goals()).episodes
     still = jax.jit(stay, static_argnums=0)(lambda *_: (jnp.zeros(2), (), ()), (), (), goals, KEY)
-    assert np.mean(episode_returns(still)) == pytest.approx(-38.26, abs=0.4)
+    assert np.mean(episode_returns(still.episodes)) == pytest.approx(-38.26, abs=0.4)
     step = stepper(env, Goal(jnp.array([0.3, -0.4], jnp.float32)))
     _, near = step([0.3, -0.3], [0.0, -0.95])
     assert near.reward == pytest.approx(-0.005, abs=1e-6)

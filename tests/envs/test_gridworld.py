@@ -290,10 +290,10 @@ def test_enumeration_lists_goals_within_problems():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_cover_exactly_the_enumeration(name):
-    split = make(name).train
-    keys = jax.random.split(jax.random.key(0), 8192)
+    family = make(name)
+    split, keys = family.train, jax.random.split(jax.random.key(0), 8192)
     drawn = jax.vmap(split.sample)(keys)
-    rehidden = jax.vmap(split.hidden_goal)(drawn, jax.random.split(jax.random.key(1), 8192))
+    rehidden = jax.vmap(family.env.otherwise)(drawn, jax.random.split(jax.random.key(1), 8192))
     np.testing.assert_array_equal(rehidden.problem, drawn.problem)
     listed = split.enumerate()
     rows = {tuple(row) for row in np.column_stack(listed).tolist()}

@@ -457,7 +457,7 @@ def test_short_episodes_return_what_the_card_says_of_an_untrained_policy(name, p
     for scale, published in ((1.0, deviation), (0.0, zero)):
         if published is not None:
             mean, spread = published
-            played = collector.episodes(act, jnp.float32(scale), (), tasks, jax.random.key(1))
+            played = collector.episodes(act, jnp.float32(scale), (), tasks, jax.random.key(1)).episodes
             within = 3 * spread * (1 / 40 + 1 / copies) ** 0.5
             assert np.mean(episode_returns(played)) == pytest.approx(mean, abs=within)
 

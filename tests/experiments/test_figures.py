@@ -233,6 +233,9 @@ COMMITTED = sorted(RESULTS.glob("*/*/seed-*.json"))
 STUDIES = [study for figure in figures.FIGURES.values() for study in figure.budgets.values()]
 DRAWN = [study for study in STUDIES if study.record(RESULTS, next(iter(study.arms)), 0).exists()]
 
+VALIDATED_OTHERWISE = {"mbmpo-curves", "mbmpo-long-horizon", "mbmpo-regularisation", "mbmpo-tailored"}
+"""Studies with records of models whose held-out rows were drawn anew in every fit, as no setting of today says."""
+
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="needs a checkout")
 def test_every_committed_record_is_read_by_the_study_that_it_belongs_to():
@@ -243,18 +246,27 @@ def test_every_committed_record_is_read_by_the_study_that_it_belongs_to():
         for seed in range(study.seeds)
     }
     assert len(COMMITTED) > 100
+    otherwise = set()
     for path in COMMITTED:
         assert path in places, path
         study, arm, seed = places[path]
-        (measured,) = study.conduct(RESULTS, arm, range(seed, seed + 1))
-        assert measured
+        if '"held_out"' in path.read_text():
+            otherwise.add(path.parents[1].name)
+            alone = r"\(system.fit.held_out: drawn anew in every fit -> nothing\)"
+            with pytest.raises(UserError, match=f"was measured with other settings {alone}; remove it"):
+                study.conduct(RESULTS, arm, range(seed, seed + 1))
+        else:
+            (measured,) = study.conduct(RESULTS, arm, range(seed, seed + 1))
+            assert measured
+    assert otherwise == VALIDATED_OTHERWISE
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="needs a checkout")
 @pytest.mark.parametrize("study", DRAWN, ids=[study.name for study in DRAWN])
 def test_committed_tables_are_those_of_the_records(study, tmp_path, monkeypatch):
     """Means and values; pictures and intervals would take minutes."""
-    records = {arm: study.conduct(RESULTS, arm, range(_seeds(study))) for arm in study.arms}
+    places = {arm: [study.record(RESULTS, arm, seed) for seed in range(_seeds(study))] for arm in study.arms}
+    records = {arm: [json.loads(place.read_text())["measured"] for place in each] for arm, each in places.items()}
     for draw in ("bars", "curves", "lines", "maps", "pairs", "panels", "paths", "paths_clip"):
         monkeypatch.setattr(reports.plots, draw, lambda *_, **__: None)
     monkeypatch.setattr(stats, "bootstrap_interval", lambda *_: (0.0, 0.0))

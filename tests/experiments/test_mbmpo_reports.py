@@ -2,20 +2,15 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
-from metadyna.models.world import known_world
 
-from metadyna.envs.control import PointMass
 from metadyna.experiments import figures, mbmpo
 from metadyna.experiments.mbmpo import METHOD
 from tests.experiments.reading import noted, read
 from tests.tiny import CONTINUOUS, compiled_once, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-KEY = jax.random.key(0)
-WORLD = known_world(PointMass())
 
 
 def record(*returns, steps=(4_000, 8_000, 12_000)):
@@ -117,10 +112,10 @@ def test_variants_differ_from_mb_mpo_in_one_thing_each():
     base = arms("mbmpo-alpha")[METHOD]
     assert base == arms("mbmpo-curves")[METHOD]
     for arm, config in arms("mbmpo-alpha").items():
-        system, learner = config.system, base.system.learner
+        system, outer = config.system, base.system.outer
         if arm.startswith("alpha"):
-            assert system.learner.inner.rate == float(arm.split()[1])
-            assert replace(config, system=replace(system, learner=learner)) == base
+            assert system.outer.inner.rate == float(arm.split()[1])
+            assert replace(config, system=replace(system, outer=outer)) == base
         elif arm != METHOD:
             assert not system.adapted_collection
             assert replace(config, system=replace(system, adapted_collection=True)) == base

@@ -27,10 +27,10 @@ def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path, monkeypatc
     assert half[2] != quarter[2]
     more = replace(system, shown_steps=2, episodes=2, later_factor=0.25)
     tasks, params = result.program.tasks("test"), jax.tree.map(lambda x: x[0], result.params)
-    rounds = more.adaptation(params, result.program.collector, tasks, jax.random.key(result.config.seed))
-    returns = [np.asarray(episode_returns(lived)) for lived in rounds]
-    assert [each.shape for each in returns] == [(100, 2)] * 3
-    np.testing.assert_allclose(quarter, [each.mean() for each in returns], rtol=1e-6)
+    trial = more.trial(params, result.program.collector, tasks, jax.random.key(result.config.seed))
+    returns = np.asarray(episode_returns(trial.episodes))
+    assert returns.shape == (100, 3, 2)
+    np.testing.assert_allclose(quarter, returns.mean(axis=(0, 2)), rtol=1e-6)
     assert measured["seconds_per_iteration"] > 0
     assert np.shape(measured["goals"]) == (meta.SHOWN_TASKS, 2)
     assert [len(each) for each in measured["paths"]] == [3] * meta.SHOWN_TASKS
@@ -54,15 +54,15 @@ def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path, monkeypatc
 def test_the_arms_of_maml_differ_in_their_inner_steps_alone_and_its_kin_in_the_method():
     arms = dict(figures.find("maml-navigation", "quick").arms)
     kin = {arm: arms.pop(arm) for arm in ("E-MAML", "ProMP")}
-    learners = {arm: config.system.learner for arm, config in arms.items()}
-    inner = {arm: (learner.inner.steps, learner.inner.first_order) for arm, learner in learners.items()}
+    outers = {arm: config.system.outer for arm, config in arms.items()}
+    inner = {arm: (outer.inner.steps, outer.inner.first_order) for arm, outer in outers.items()}
     assert inner == {"MAML": (1, False), "first order": (1, True), "no adaptation in training": (0, False)}
     whole = arms["MAML"]
     for config in arms.values():
-        learner = replace(config.system.learner, inner=whole.system.learner.inner)
-        assert replace(config, system=replace(config.system, learner=learner)) == whole
+        outer = replace(config.system.outer, inner=whole.system.outer.inner)
+        assert replace(config, system=replace(config.system, outer=outer)) == whole
     for config in kin.values():
-        system = replace(whole.system, learner=config.system.learner)
+        system = replace(whole.system, outer=config.system.outer)
         assert vars(config.system) == vars(system)
-        assert config.system.learner.inner == whole.system.learner.inner
+        assert config.system.outer.inner == whole.system.outer.inner
         assert replace(config, system=whole.system) == whole

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from metadyna.models.world import known_world
 
 from metadyna.collect.device import DeviceCollector
 from metadyna.envs.control import OneTask, PointMass
 from metadyna.experiments import plane
 from metadyna.experiments.plane import CELLS, COARSE, HALF, FaultyModels, FaultyPoint
-from metadyna.models.imagine import Predictor
+from metadyna.models.worlds import Predictor, known_world
 from metadyna.runs import stats
 from tests.experiments.reading import noted, read
 from tests.tiny import CONTINUOUS, compiled_once  # noqa: F401
@@ -71,14 +70,14 @@ def test_maps_are_laid_out_as_the_plane():
 def test_a_policy_that_does_not_adapt_gives_way_nowhere(tmp_path):
     system = CONTINUOUS["mb-mpo"]
     still, bold = (
-        replace(system, learner=replace(system.learner, inner=replace(system.learner.inner, rate=rate)))
+        replace(system, outer=replace(system.outer, inner=replace(system.outer.inner, rate=rate)))
         for rate in (0.0, 0.5)
     )
     collector = DeviceCollector(PointMass(), OneTask())
     state = jax.jit(lambda key: still.init(collector, key))(KEY)
     found = plane.survey(still, collector, state, KEY)
     assert found["means"]["yielding"] == 0
-    meta = bold.learner.inner.start(state.meta.weights)
+    meta = bold.outer.inner.start(state.meta.weights)
     moving = plane.survey(bold, collector, state._replace(meta=meta), KEY)
     assert moving["means"]["yielding"] > 0
     assert moving["maps"]["disagreement"] == found["maps"]["disagreement"]

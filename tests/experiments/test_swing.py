@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metadyna.collect.windows import History
 from metadyna.experiments import figures, swing
 from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
+from metadyna.models.truth import TrueDynamics
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +27,9 @@ def small(monkeypatch):
 def test_the_true_dynamics_predict_what_happens():
     episodes = swing.random_episodes(3, jax.random.key(0))
     rows = swing.flat(episodes)
-    inputs = jax.vmap(swing.WORLD.inputs)(rows.obs, rows.action)
-    change = swing.TruePendulum().sample(inputs[None], None)[0]
-    np.testing.assert_allclose(rows.obs + change, rows.next_obs, atol=2e-5)
+    starts = jax.vmap(lambda obs: swing.TRUTH.begin(History(obs)))(rows.obs)
+    _, told = swing.TRUTH.step(*jax.tree.map(lambda x: x[None], (starts, rows.action)), None)
+    np.testing.assert_allclose(told.obs[0], rows.next_obs, atol=2e-5)
     assert rows.reward.shape == (600,)
     np.testing.assert_array_equal(rows.obs[200:400], episodes.obs[:, 1])  # episode after episode
 
@@ -41,13 +42,13 @@ def test_reach_bounds_the_torques():
 def test_planning_on_the_true_dynamics_promises_what_it_keeps():
     starts = swing.random_episodes(4, jax.random.key(2)).obs[0]
     for planned in (False, True):
-        promised, kept = swing.promises(swing.TruePendulum(), starts, planned, jax.random.key(3))
+        promised, kept = swing.promises(swing.TRUTH, starts, planned, jax.random.key(3))
         np.testing.assert_allclose(promised, kept, atol=2e-2)
 
 
 def test_arms_of_trials_share_their_starts():
     key = jax.random.key(4)
-    one = swing.planned_episodes(swing.AGENT, swing.TruePendulum(), 1, key)
+    one = swing.planned_episodes(swing.AGENT, swing.TRUTH, 1, key)
     other = swing.random_episodes(1, key)
     np.testing.assert_array_equal(one.obs[0], other.obs[0])
 
@@ -107,13 +108,14 @@ def test_no_sequence_earns_less_than_the_least():
 def test_errors_are_those_of_the_mean_and_disagreement_is_about_it():
     """Members that add 1 and 3 to the truth of every entry: their mean errs by 2, each is 1 from it."""
 
-    class Apart(swing.TruePendulum):
-        num_members: int = eqx.field(static=True, default=2)
+    class Apart(TrueDynamics):
+        def step(self, latent, action, noise):
+            latent, told = super().step(latent, action, noise)
+            return latent, told._replace(obs=told.obs + jnp.array([1.0, 3.0])[:, None, None])
 
-        def sample(self, inputs, noise):
-            return super().sample(inputs, noise) + jnp.array([1.0, 3.0])[:, None, None]
-
-    error, disagreement = swing.one_step_errors(Apart(), swing.random_rows(1, jax.random.key(5)))
+    error, disagreement = swing.one_step_errors(
+        Apart(swing.PENDULUM, num_members=2), swing.random_rows(1, jax.random.key(5))
+    )
     np.testing.assert_allclose(error, 2, rtol=1e-4)
     np.testing.assert_allclose(disagreement, 1, rtol=1e-4)
 

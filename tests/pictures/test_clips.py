@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from metadyna import cli
+from metadyna.collect.episodes import Seen
 from metadyna.envs import make
 from metadyna.envs.control import ControlState
 from metadyna.envs.gridworld import Action
@@ -27,7 +28,7 @@ def test_a_clip_shows_every_step_of_both_episodes(tmp_path, monkeypatch):
     monkeypatch.setattr(clips, "captioned", lambda image, *words: captions.append(words) or draw(image, *words))
     shown = clips.render(trained(), tmp_path / "new" / "clip.gif", task=5, size=80)
     explore, execute = shown["episodes"]
-    assert captions[0] == ("1. exploration (goal unknown)", "start")
+    assert captions[0] == ("1. exploration (not scored)", "start")
     assert captions[explore["length"] + 1] == ("2. execution", "start")
     assert len(captions) == explore["length"] + execute["length"] + 2
     assert not any("return" in label for title, label in captions if title.startswith("1. exploration"))
@@ -129,13 +130,15 @@ def test_the_task_decides_what_is_filmed(tmp_path):
 
 
 def episode_of(rewards, last):
-    """A padded episode of one task that goes through the states 0, 1, 2, ..."""
+    """A padded episode of one task, watched, that goes through the states 0, 1, 2, ..."""
     steps = len(rewards)
     time = jnp.arange(steps + 1)[:, None]
     states = ControlState(time[..., None].astype(jnp.float32), time)
     zeros = jnp.zeros((steps, 1))
     rewards = jnp.array(rewards, jnp.float32)[:, None]
-    return states, Transition(zeros, zeros[..., None], rewards, zeros, zeros, jnp.arange(steps)[:, None] == last)
+    ends = jnp.arange(steps)[:, None] == last
+    before, after = (jax.tree.map(lambda x, part=part: x[part], states) for part in (slice(-1), slice(1, None)))
+    return Transition(zeros, zeros[..., None], rewards, zeros, zeros, ends, hidden=(Seen(before, ()), Seen(after, ())))
 
 
 @pytest.mark.parametrize(
@@ -161,8 +164,8 @@ def test_films_run_at_the_speed_of_what_they_show(period, seconds, shown, stay, 
         seen.append(int(state.physics[0]))
         return np.full((size, size, 3), 30 * seen[-1], np.uint8)
 
-    states, episode = episode_of([1, 2, 3, 4, 5, 6, 100, 100], last=5)
-    take = films.shoot(films.Camera(period, drawn), "task", states, episode, "title", 20, seconds)
+    episode = episode_of([1, 2, 3, 4, 5, 6, 100, 100], last=5)
+    take = films.shoot(films.Camera(period, drawn), "task", episode, "title", 20, seconds)
     assert seen[3:] == shown  # the first three are for the palette
     assert take.milliseconds == stay
     assert take.record == {"length": 6, "return": 21.0}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
+from metadyna.adapt.context import EncoderDecoder
 from metadyna.data.source import Gathering
 from metadyna.errors import UserError
 from metadyna.experiments.presets import PRESETS, preset
@@ -21,6 +22,7 @@ from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.improve.sac import SAC
 from metadyna.models.abstract import Vector
 from metadyna.planning.mpc import MPC
+from metadyna.policies.squashed import ActorCritic
 from metadyna.runs import config
 from metadyna.runs.config import Config, differences, flat, from_dict, to_dict
 from metadyna.search.cem import CEM
@@ -120,9 +122,9 @@ def test_whatever_can_be_made_is_read_back(start, data):
         CRAR(form=Vector(np.int64(3)), data=Gathering(time_limit=5, dataset="some/data-v0")),
         *(GMAS(weighting=weighting, doubt=0.5) for weighting in (Uniform(), FarDiscount(), ModelError())),
         *(PETS(planner=MPC(search=search)) for search in (CEM(), ICEM(), MPPI(smoothing=0), RandomShooting())),
-        *(MAML(learner=learner, widths=()) for learner in (MetaTRPO(), MetaPPO(learning_rate=1))),
-        DREAM(bottleneck=None, encoder_hidden=7),
-        SoftActorCritic(learner=SAC(target_entropy=np.float32(0.1), layer_norm=np.bool_(True))),
+        *(MAML(outer=outer, widths=()) for outer in (MetaTRPO(), MetaPPO(learning_rate=1))),
+        DREAM(EncoderDecoder(bottleneck=None, encoder_hidden=7)),
+        SoftActorCritic(ActorCritic(layer_norm=np.bool_(True)), SAC(target_entropy=np.float32(0.1))),
     ],
 )
 def test_options_unions_nested_tuples_and_infinity_are_read_back(system):
@@ -164,7 +166,7 @@ def changed(path, value):
         ("system.exploration", "learnt", "unknown DREAM.exploration 'learnt'; did you mean learned"),
         ("steps", 0, r"Config.steps = 0 is out of range; it must lie in \[1, 2000000000\]"),
         ("steps", 3_000_000_000, "out of range"),
-        ("system.noise", float("nan"), "DREAM.noise = nan is out of range"),
+        ("system.context.noise", float("nan"), "EncoderDecoder.noise = nan is out of range"),
         ("system.name", None, "system has no name; it must be one of crar, dream"),
         ("system.name", "drean", "unknown system 'drean'; did you mean dream"),
         ("system", "dream", "system has no name"),
@@ -237,11 +239,13 @@ def test_a_file_is_no_run_folder(tmp_path):
 
 
 def test_differences_name_every_field_once():
-    other = replace(BASE, steps=5, system=replace(BASE.system, bottleneck=None, explore=DDQN(batch=7)))
+    other = replace(
+        BASE, steps=5, system=replace(BASE.system, context=EncoderDecoder(bottleneck=None), explore=DDQN(batch=7))
+    )
     assert differences(BASE, BASE) == []
     assert differences(BASE, other) == [
         "steps: 1000000 -> 5",
-        "system.bottleneck: 10.0 -> None",
+        "system.context.bottleneck: 10.0 -> None",
         "system.explore.batch: 32 -> 7",
         "system.explore.warmup: 8000 -> 500",
     ]

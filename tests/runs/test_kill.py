@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 LONG = replace(TINY, steps=1500)
 FLAGS = [
     *("--preset", "code", "--task", "city-5x5", "--steps", 1500, "--chunk", 5, "--eval-every", 200),
-    *("--checkpoint-seconds", 0, "--system.capacity", 64, "--system.parallel", 2, "--system.context-width", 8),
+    *("--checkpoint-seconds", 0, "--system.capacity", 64, "--system.parallel", 2, "--system.context.width", 8),
     *("--system.explore.warmup", 2, "--system.explore.batch", 4, "--system.explore.update-every", 8),
     *("--system.execute.warmup", 2, "--system.execute.batch", 4, "--system.execute.update-every", 8),
 ]
