@@ -23,6 +23,7 @@ from rich.table import Table
 import metadyna
 from metadyna import envs
 from metadyna.envs.control import OneTask
+from metadyna.envs.drawn import Drawn
 from metadyna.errors import UserError, unknown
 from metadyna.experiments.presets import PRESETS, preset
 from metadyna.runs import cache, config, loop, seeds, stats
@@ -272,9 +273,11 @@ def _describe(name: str) -> str:
     family = envs.make(name)
     horizon = f"{family.env.spec.horizon} steps per episode"
     if isinstance(family.train, OneTask):
-        return f"one task, {horizon}"
+        return f"{envs.meaning_of_test(family)}, {horizon}"
+    if isinstance(family.test, Drawn):
+        return f"{family.test.count} test tasks, {horizon}; {envs.meaning_of_test(family)}"
     train, test = (len(jax.tree.leaves(split.enumerate())[0]) for split in (family.train, family.test))
-    return f"{train} training and {test} test tasks, {horizon}"
+    return f"{train} training and {test} test tasks, {horizon}; {envs.meaning_of_test(family)}"
 
 
 def _evaluate(words: list[str]) -> int:

@@ -23,6 +23,7 @@ from metadyna.envs.control import (
     RodPendulum,
 )
 from metadyna.envs.cooking import CookingGrid
+from metadyna.envs.drawn import Drawn
 from metadyna.envs.gridworld import COURSE_CITY, CityGrid, Grid, Split
 from metadyna.envs.maze import Labyrinth, SimpleMaze
 from metadyna.envs.references import family_returns
@@ -78,7 +79,7 @@ def _bandit(arms: int, pulls: int) -> Family:
         return {"optimal": bayes_optimum(arms, pulls), "random": pulls / 2}
 
     tasks = UniformArms(arms)
-    return Family(f"bandit-{arms}x{pulls}", Bandit(arms), tasks, tasks, references)
+    return Family(f"bandit-{arms}x{pulls}", Bandit(arms), tasks, Drawn(tasks, 4_000), references)
 
 
 def _robot(robot: str) -> Family:
@@ -108,7 +109,7 @@ def _velocities() -> Family:
 
     name = "half-cheetah-velocity"
     env, paces = HostRobot(ERRANDS[name], horizon=ERRAND_HORIZON), Ranged(Pace, ((0.0, 3.0),), side=31)
-    return Family(name, env, paces, paces, references=dict)
+    return Family(name, env, paces, Drawn(paces, 31), references=dict)
 
 
 ROBOT_NAMES = (
@@ -141,9 +142,9 @@ CONTROLS: dict[str, Callable[[], Family]] = {
     "cartpole-balance": lambda: _control("cartpole-balance", CartPoleBalance(), OneTask(), OneTask()),
     "cartpole-swingup": lambda: _control("cartpole-swingup", CartPoleSwingUp(), OneTask(), OneTask()),
     "point-mass": lambda: _control("point-mass", PointMass(), OneTask(), OneTask(100)),
-    "navigation": lambda: _control("navigation", Navigation(), Goals(), Goals()),
-    "double-integrator": lambda: _control("double-integrator", DoubleIntegrator(), BODIES, BODIES),
-    "pendulum-rods": lambda: _control("pendulum-rods", RodPendulum(), RODS, RODS),
+    "navigation": lambda: _control("navigation", Navigation(), Goals(), Drawn(Goals(), 100)),
+    "double-integrator": lambda: _control("double-integrator", DoubleIntegrator(), BODIES, Drawn(BODIES, 25)),
+    "pendulum-rods": lambda: _control("pendulum-rods", RodPendulum(), RODS, Drawn(RODS, 25)),
     "point-direction": lambda: _control("point-direction", PointDirection(), OneTask(), OneTask()),
 }
 
@@ -169,6 +170,15 @@ HOSTED: dict[str, Callable[[], Family]] = {
 
 TASKS: dict[str, Callable[[], Family]] = {**GRIDS, **CONTROLS, **MAZES, **BANDITS, **HOSTED}
 """Every named benchmark; building one costs nothing until it is used."""
+
+
+def meaning_of_test(family: Family) -> str:
+    """What the test tasks are to the training tasks, in a few words."""
+    if isinstance(family.train, OneTask):
+        return "one task"
+    if isinstance(family.test, Drawn):
+        return "test tasks are unseen draws of the same law"
+    return "test tasks are the training tasks" if family.test == family.train else "test tasks are held out"
 
 
 def make(name: str) -> Family:

@@ -15,9 +15,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from metadyna.settings import Settings
 from metadyna.types import Discrete, EnvSpec, TimeStep
 
-TEST_SEED = 2**32 - 1
-"""Root of the draws of test tasks."""
-
 
 class Arms(NamedTuple):
     """The probability that each arm pays."""
@@ -51,18 +48,18 @@ class Bandit(Settings):
 
 @dataclass(frozen=True)
 class UniformArms(Settings):
-    """Every arm's probability is uniform in [0, 1]; the enumeration is `count` draws that training never sees."""
+    """Every arm's probability is uniform in [0, 1]; a split is a number of bandits, drawn once for all."""
 
     arms: Annotated[int, "[2, 1000]"] = 5
-    count: Annotated[int, "[1, 1000000]"] = 4_000
+    count: Annotated[int, "[1, 1000000]"] = 100
 
     def sample(self, key: PRNGKeyArray) -> Arms:
         """Draw one bandit."""
         return Arms(jax.random.uniform(key, (self.arms,)))
 
     def enumerate(self) -> Arms:
-        """Draws of the same law, always the same ones."""
-        return Arms(jax.random.uniform(jax.random.key(TEST_SEED), (self.count, self.arms)))
+        """The bandits of the split."""
+        return jax.vmap(self.sample)(jax.random.split(jax.random.key(0), self.count))
 
 
 def bayes_optimum(arms: int, pulls: int) -> float:
