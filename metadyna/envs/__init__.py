@@ -25,8 +25,9 @@ from metadyna.envs.cooking import CookingGrid
 from metadyna.envs.gridworld import COURSE_CITY, CityGrid, Grid, Split
 from metadyna.envs.maze import Labyrinth, SimpleMaze
 from metadyna.envs.references import family_returns
+from metadyna.envs.switching import Changes, Every, Jitter, Law, switched
 from metadyna.errors import UserError, unknown
-from metadyna.types import Family, TaskDistribution
+from metadyna.types import Env, Family, HostEnv, TaskDistribution
 
 DISTRACTION_STRIDE = 11  # the published code trains on every eleventh problem
 COOKING_TEST_PROBLEM = 10  # the published code's; the paper says 11, but its optimum is that of 10
@@ -72,6 +73,11 @@ def _catcher() -> Family:
     return Family("catcher", catcher.Catcher(), OneTask(), OneTask(100), references)
 
 
+def _switching(name: str, env: Env | HostEnv, tasks: TaskDistribution, law: Law) -> Family:
+    """A family whose tasks change; one distribution serves training, test, and what comes in mid-episode."""
+    return Family(name, switched(env, Changes(tasks, law)), tasks, tasks, references=dict)
+
+
 def _robot(robot: str) -> Family:
     # Loading MuJoCo takes longer than starting to train may, so only who asks for a robot pays for it.
     from metadyna.envs.mujoco import ROBOTS, KnownRobot
@@ -92,6 +98,13 @@ def _directions() -> Family:
     name = "half-cheetah-direction"
     env = HostRobot(ERRANDS[name], horizon=ERRAND_HORIZON)
     return Family(name, env, Headings(), Headings(), references=dict)
+
+
+def _switching_directions() -> Family:
+    from metadyna.envs.mujoco import ERRANDS, Headings, HostRobot
+
+    name = "half-cheetah-direction-switching"
+    return _switching(name, HostRobot(ERRANDS["half-cheetah-direction"]), Headings(), Jitter(160, 240))
 
 
 def _velocities() -> Family:
@@ -138,6 +151,10 @@ CONTROLS: dict[str, Callable[[], Family]] = {
     "point-direction": lambda: _control("point-direction", PointDirection(), OneTask(), OneTask()),
 }
 
+SWITCHING: dict[str, Callable[[], Family]] = {
+    "pendulum-rods-switching": lambda: _switching("pendulum-rods-switching", RodPendulum(), RODS, Every(50)),
+}
+
 MAZES: dict[str, Callable[[], Family]] = {
     "labyrinth": lambda: _labyrinth("labyrinth", "published"),
     "labyrinth-reachable": lambda: _labyrinth("labyrinth-reachable", "reachable"),
@@ -154,9 +171,10 @@ HOSTED: dict[str, Callable[[], Family]] = {
     },
     "half-cheetah-direction": _directions,
     "half-cheetah-velocity": _velocities,
+    "half-cheetah-direction-switching": _switching_directions,
 }
 
-TASKS: dict[str, Callable[[], Family]] = {**GRIDS, **CONTROLS, **MAZES, **HOSTED}
+TASKS: dict[str, Callable[[], Family]] = {**GRIDS, **CONTROLS, **SWITCHING, **MAZES, **HOSTED}
 """Every named benchmark; building one costs nothing until it is used."""
 
 
