@@ -27,8 +27,9 @@ from metadyna.envs.drawn import Drawn
 from metadyna.envs.gridworld import COURSE_CITY, CityGrid, Grid, Split
 from metadyna.envs.maze import Labyrinth, SimpleMaze
 from metadyna.envs.references import family_returns
+from metadyna.envs.switching import Changes, Every, Jitter, Law, switched
 from metadyna.errors import UserError, unknown
-from metadyna.types import Family, TaskDistribution
+from metadyna.types import Env, Family, HostEnv, TaskDistribution
 
 DISTRACTION_STRIDE = 11  # the published code trains on every eleventh problem
 COOKING_TEST_PROBLEM = 10  # the published code's; the paper says 11, but its optimum is that of 10
@@ -82,6 +83,13 @@ def _bandit(arms: int, pulls: int) -> Family:
     return Family(f"bandit-{arms}x{pulls}", Bandit(arms), tasks, Drawn(tasks, 4_000), references)
 
 
+def _switching(
+    name: str, env: Env | HostEnv, train: TaskDistribution, law: Law, test: TaskDistribution | None = None
+) -> Family:
+    """A family whose tasks change; what comes in mid-episode is a training task, in a test episode too."""
+    return Family(name, switched(env, Changes(train, law)), train, train if test is None else test, references=dict)
+
+
 def _robot(robot: str) -> Family:
     # Loading MuJoCo takes longer than starting to train may, so only who asks for a robot pays for it.
     from metadyna.envs.mujoco import ROBOTS, KnownRobot
@@ -102,6 +110,13 @@ def _directions() -> Family:
     name = "half-cheetah-direction"
     env = HostRobot(ERRANDS[name], horizon=ERRAND_HORIZON)
     return Family(name, env, Headings(), Headings(), references=dict)
+
+
+def _switching_directions() -> Family:
+    from metadyna.envs.mujoco import ERRANDS, Headings, HostRobot
+
+    name = "half-cheetah-direction-switching"
+    return _switching(name, HostRobot(ERRANDS["half-cheetah-direction"]), Headings(), Jitter(160, 240))
 
 
 def _velocities() -> Family:
@@ -148,6 +163,12 @@ CONTROLS: dict[str, Callable[[], Family]] = {
     "point-direction": lambda: _control("point-direction", PointDirection(), OneTask(), OneTask()),
 }
 
+SWITCHING: dict[str, Callable[[], Family]] = {
+    "pendulum-rods-switching": lambda: _switching(
+        "pendulum-rods-switching", RodPendulum(), RODS, Every(50), Drawn(RODS, 25)
+    ),
+}
+
 MAZES: dict[str, Callable[[], Family]] = {
     "labyrinth": lambda: _labyrinth("labyrinth", "published"),
     "labyrinth-reachable": lambda: _labyrinth("labyrinth-reachable", "reachable"),
@@ -166,9 +187,10 @@ HOSTED: dict[str, Callable[[], Family]] = {
     },
     "half-cheetah-direction": _directions,
     "half-cheetah-velocity": _velocities,
+    "half-cheetah-direction-switching": _switching_directions,
 }
 
-TASKS: dict[str, Callable[[], Family]] = {**GRIDS, **CONTROLS, **MAZES, **BANDITS, **HOSTED}
+TASKS: dict[str, Callable[[], Family]] = {**GRIDS, **CONTROLS, **SWITCHING, **MAZES, **BANDITS, **HOSTED}
 """Every named benchmark; building one costs nothing until it is used."""
 
 

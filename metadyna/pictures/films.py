@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from metadyna.collect.episodes import episode_lengths
+from metadyna.envs.switching import HostSwitching, Switching
 from metadyna.errors import UserError
 from metadyna.pictures import control
 from metadyna.types import HostEnv, Transition
@@ -45,6 +46,12 @@ class Take(NamedTuple):
 
 def camera(env: Any, name: str) -> Camera:
     """Find out how an environment is drawn; `UserError` if it cannot be."""
+    if isinstance(env, Switching | HostSwitching):
+        inner = camera(env.env, name)
+        return Camera(
+            inner.period,
+            lambda task, state, action, size: inner.draw(state.course.task, state.env, action, size),
+        )
     if control.drawable(env):
         return Camera(control.seconds(env), functools.partial(control.picture, env))
     if isinstance(env, HostEnv):
