@@ -134,14 +134,14 @@ class GMAS(Settings):
 
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Draw the networks and gather the data."""
-        k_model, k_data = jax.random.split(key)  # as CRAR does: runs of one seed differ in nothing else
+        k_model, k_data, k_judge = jax.random.split(key, 3)  # the first two as in CRAR: one seed, one start
         shape, actions = picture_shape(collector.env), num_actions(collector.env.spec)
         model = self.form.create(shape, actions, k_model)
         data = self.data.load(collector, k_data)
         if not isinstance(self.weighting, ModelError):
             return State(self.learning.start(model), None, data)
         x = jax.eval_shape(model.encoder, jax.ShapeDtypeStruct(shape, jnp.float32))
-        judge = glorot(self.form.judge(x.shape, actions, self.depth), jax.random.fold_in(k_model, 0))
+        judge = glorot(self.form.judge(x.shape, actions, self.depth), k_judge)
         weights = Foreseen(judge, actions)
         tree: Any = weights
         return State(self.learning.start(model), Errors(weights, _rmsprop(self.weighting).init(tree)), data)

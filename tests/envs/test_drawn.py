@@ -10,7 +10,14 @@ from metadyna.envs.control import BODIES, OneTask
 from metadyna.envs.drawn import Drawn
 
 KEY = jax.random.key(0)
-CONTINUA = ["navigation", "double-integrator", "pendulum-rods", "bandit-5x10", "half-cheetah-velocity"]
+CONTINUA = [
+    "navigation",
+    "double-integrator",
+    "pendulum-rods",
+    "pendulum-rods-switching",
+    "bandit-5x10",
+    "half-cheetah-velocity",
+]
 
 
 def rows(tasks):
