@@ -27,7 +27,7 @@ LINE = EnvSpec(Box((1,)), Box((1,), -1.0, 1.0), 10)
 
 
 class Onwards(eqx.Module):
-    """A world on a line: every step goes 1 ahead and pays `pay` times where it began, and without end beyond 100."""
+    """A world on a line: every step goes 1 ahead and pays `pay` times where it began; at 101 without end."""
 
     pay: jax.Array
     num_members: int = eqx.field(static=True, default=1)
@@ -47,7 +47,7 @@ class Onwards(eqx.Module):
     def sample(self, inputs, noise):
         del noise
         here = inputs[..., :1]
-        return jnp.concatenate([jnp.where(here > 100, jnp.inf, self.pay * here), jnp.ones_like(here)], axis=-1)
+        return jnp.concatenate([jnp.where(here == 101, jnp.inf, self.pay * here), jnp.ones_like(here)], axis=-1)
 
 
 MEANING = Meaning(LINE.action, terminated=lambda next_obs: (next_obs[0] > 4.5) & (next_obs[0] < 90))
