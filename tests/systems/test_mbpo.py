@@ -130,8 +130,11 @@ def test_what_is_not_finite_is_not_kept_and_not_gone_on_from():
     assert len(made.obs) == reward == 0
 
 
-def test_branches_are_acted_by_the_policy_with_chances_of_their_own():
-    made, _ = imagined(at(40), [-9.0, -9.0], GROWING)
+def test_every_branch_and_step_has_chances_of_its_own():
+    """The policy says the same wherever it is."""
+    state = at(40)
+    same = jax.tree.map(jnp.zeros_like, state.learner.actor)
+    made, _ = imagined(state._replace(learner=state.learner._replace(actor=same)), [-9.0, -9.0], GROWING)
     assert len(np.unique(made.action)) == 8
 
 
