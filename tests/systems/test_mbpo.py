@@ -1,5 +1,6 @@
 """MBPO: how long branches are, which of their rows are kept, and what batches are mixed of."""
 
+import functools
 from dataclasses import replace
 
 import equinox as eqx
@@ -53,11 +54,16 @@ class Onwards(eqx.Module):
 MEANING = Meaning(LINE.action, terminated=lambda next_obs: (next_obs[0] > 4.5) & (next_obs[0] < 90))
 
 
-def at(steps=0, system=SMALL, capacity=50):
+@functools.cache
+def learner():
+    return SMALL.sac.start(*SMALL.networks.create(1, 1, KEY))
+
+
+def at(steps=0, capacity=50):
     """A state on the line after so many steps, with no experience yet."""
-    learner, example = system.sac.start(*system.networks.create(1, 1, KEY)), replay.transition_shapes(LINE)
+    example = replay.transition_shapes(LINE)
     rings = replay.init(example, capacity), replay.init(example, capacity)
-    return State(learner, FitState(Onwards(jnp.float32(10)), ()), *rings, (), jnp.int32(steps))  # pyright: ignore
+    return State(learner(), FitState(Onwards(jnp.float32(10)), ()), *rings, (), jnp.int32(steps))
 
 
 def rows(obs, reward):
@@ -151,7 +157,7 @@ def test_the_share_of_real_rows_is_exact(share, real):
 
 def test_without_a_sound_dream_it_learns_from_what_was_lived():
     """Rows of zeros, which nobody lived or imagined, would be learnt from otherwise."""
-    system, state = replace(SMALL, sac=SAC(batch=200)), at(40, GROWING)
+    system, state = replace(SMALL, sac=SAC(batch=200)), at(40)
     ring = replay.add(state.real, rows([1, 2, 3], 1.0))
     empty, _ = GROWING._imagine(
         MEANING.world(state.model.ensemble), state, state.imagined, jnp.full((4, 1), 101.0), KEY

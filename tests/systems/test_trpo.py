@@ -1,6 +1,6 @@
 """TRPO: what it makes of experience before the step, and which baseline it is weighed by."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -8,28 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metadyna.collect.device import DeviceCollector
 from metadyna.collect.episodes import valid_steps
 from metadyna.envs import make
 from metadyna.improve.on_policy import log_probs
 from metadyna.systems import trpo
 from metadyna.types import Transition
+from tests.systems.test_ppo import Eager
 from tests.tiny import CONTINUOUS
 
 KEY = jax.random.key(0)
 SMALL = replace(CONTINUOUS["trpo"], collect=8, discount=0.8, gae_decay=0.5)
 FAMILY = make("point-mass")
-
-
-@dataclass(frozen=True)
-class Eager(DeviceCollector):
-    """One that does not compile what it computes, so that tests may look in."""
-
-    def compute(self, function, *arguments, static=(), spend=False):
-        del spend
-        return function(*static, *arguments)
-
-
 COLLECTOR = Eager(FAMILY.env, FAMILY.train)
 
 
@@ -94,11 +83,11 @@ def test_advantages_by_hand(born, steps):
 
 
 def test_episodes_go_on_from_iteration_to_iteration(born, steps):
-    """8 steps each of episodes of 30; what is learnt from is what was lived with the policy as it is."""
-    state = born
-    for i in range(4):
-        state, _ = SMALL.iterate(state, COLLECTOR, jax.random.fold_in(KEY, i))
-        assert state.steps == 16 * (i + 1)
+    """20 steps each of episodes of 30; what is learnt from is what was lived with the policy as it is."""
+    system, state = replace(SMALL, collect=20), born
+    for i in range(2):
+        state, _ = system.iterate(state, COLLECTOR, jax.random.fold_in(KEY, i))
+        assert state.steps == 40 * (i + 1)
         np.testing.assert_allclose(log_probs(born.policy, steps[i]), steps[i].steps.extras, atol=1e-5)
     time, last = (np.concatenate([np.asarray(x) for x in kept]) for kept in zip(*[
         (data.time, data.steps.last) for data in steps
