@@ -104,7 +104,7 @@ def test_advantages_by_hand(kept):
         for t in range(4):
             totals[t, copy] = total = 0.8 * total + steps.reward[t, copy]
             total = 0 if steps.last[t, copy] else total
-        assert after.discounted[copy] == pytest.approx(total, rel=1e-5)
+        assert after.discounted[copy] == pytest.approx(float(total), rel=1e-5)
     assert after.returns.std == pytest.approx(np.std(totals), rel=1e-5)
     for copy in range(2):
         for t in reversed(range(4)):
