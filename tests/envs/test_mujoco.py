@@ -529,7 +529,7 @@ def test_what_a_cheetah_is_paid_for_is_hidden(name):
     speed = plain.reward + 0.1 * effort
     if name.endswith("velocity"):
         pays = -np.abs(speed - tasks.speed)
-        assert np.asarray(family.test.enumerate().speed)[[0, 10, -1]].tolist() == pytest.approx([0, 1, 3])
+        assert np.asarray(family.train.enumerate().speed)[[0, 10, -1]].tolist() == pytest.approx([0, 1, 3])
     else:
         pays = tasks.sign * speed
         assert tasks.sign.tolist() == [1, -1, 1, -1]

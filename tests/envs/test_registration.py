@@ -84,7 +84,7 @@ def test_seeds_decide_everything(body):
 def test_a_chosen_task_is_that_of_the_enumeration(body, index):
     """The grid's first body is the lightest and undamped: the speed that a step adds tells mass and damping."""
     for seed in (0, 1):
-        (_, speed), _ = body.reset(seed=seed, options={"task": index})
+        (_, speed), _ = body.reset(seed=seed, options={"task": index, "split": "train"})
         (_, after), *_ = body.step(np.array([1.0], np.float32))
         mass, damping = (0.5, 0.875, 1.25, 1.625, 2)[index // 5], (0, 0.25, 0.5, 0.75, 1)[index % 5]
         assert after - speed == pytest.approx(0.1 * (1 - damping * speed) / mass, abs=1e-5)

@@ -19,7 +19,7 @@ from metadyna.improve.meta import MetaPPO, MetaTRPO
 from metadyna.models import fit as fits
 from metadyna.models.fit import Fit, Rows
 from metadyna.models.imagine import branch
-from metadyna.models.truth import TrueDynamics
+from metadyna.models.truth import Place, TrueDynamics
 from metadyna.models.worlds import Meaning, known_world
 from metadyna.policies import direct
 from metadyna.policies.acting import practise, practise_or_guess
@@ -132,6 +132,11 @@ def test_nothing_is_learnt_before_the_random_steps_are_over():
         assert told["fit/updates"].weight == times
 
 
+def places(env, starts):
+    """Where true dynamics begin."""
+    return jax.vmap(lambda obs: Place(env.state_of(None, obs), obs))(starts)
+
+
 def test_true_dynamics_in_place_of_the_models_return_what_the_environment_does():
     """Reference card of MB-MPO, O12: the same episodes with the same noise, ends and all, whatever the task's model."""
     family = make("point-mass")
@@ -150,7 +155,7 @@ def test_true_dynamics_in_place_of_the_models_return_what_the_environment_does()
 
     for noise in (0.0, 0.3):
         world = TrueDynamics(family.env)
-        run = jax.jit(lambda noise, world=world: branch(world, act, noise, starts, 30, KEY))
+        run = jax.jit(lambda noise, world=world: branch(world, act, noise, places(family.env, starts), 30, KEY))
         made = run(jnp.float32(noise))
         rewards, ended = jax.vmap(episode, (0, 1), 1)(starts, made.action)
         np.testing.assert_array_equal(valid_steps(made.last), ~np.asarray(ended))
@@ -168,7 +173,7 @@ def test_adapted_policies_differ_through_what_was_sampled_alone():
     def adapted(keys):
         def lived(member, key):
             del member
-            return branch(world, practise, meta.weights, starts, 10, key)
+            return branch(world, practise, meta.weights, places(env, starts), 10, key)
 
         made = jax.vmap(lived, out_axes=1)(jnp.arange(2), keys)
         return outer.adapt(meta, outer.copies(meta, 2), outer.weigh(made, meta.weights.inputs), 0)
