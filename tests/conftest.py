@@ -1,5 +1,7 @@
 """Suite settings: silent broadcasting raises, warnings are errors, shapes and types are checked at run time."""
 
+import ctypes
+import gc
 import os
 from pathlib import Path
 
@@ -18,12 +20,17 @@ install_import_hook("metadyna", f"{tests.checking.__name__}.checked")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_memory_maps():
-    """Forget compiled programs before they use up the memory maps that Linux allows a process (65,530).
+def few_programs():
+    """Forget compiled programs before they use up the memory, or the memory maps that Linux allows a process (65,530).
 
-    Each takes some, and beyond that the compiler dies of a segmentation fault.
+    Each takes some of both, and beyond the latter the compiler dies of a segmentation fault.
     """
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    maps, statm = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if not statm.exists():
+        return
+    resident = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if resident > 1.5 * 2**30 or maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # else what was freed stays with the process

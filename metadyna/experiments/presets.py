@@ -308,7 +308,7 @@ RL2_QUICK = Config(
         PPO(learning_rate=1e-3, epochs=4, minibatches=4, entropy_weight=0.01), width=64, episodes=10, gae_decay=0.3
     ),
     task="bandit-5x10",
-    steps=1_500_000,
+    steps=1_480_000,
     chunk=10,
     eval_every=150_000,
 )
