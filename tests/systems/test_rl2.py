@@ -15,6 +15,7 @@ from metadyna.envs import make
 from metadyna.errors import UserError
 from metadyna.experiments.presets import RL2_QUICK
 from metadyna.improve.ppo import PPO
+from metadyna.nets.layers import Linear
 from metadyna.policies.recalling import Seen, perform, practise
 from metadyna.systems.rl2 import RL2
 
@@ -72,8 +73,15 @@ def test_learning_sees_and_remembers_what_acting_saw_and_remembered(task):
     assert shown.first[0].all()
 
 
-def test_credit_reaches_over_the_ends_of_episodes(monkeypatch):
-    """With a critic that expects nothing, a step's advantage is all that comes after, (γλ)ᵗ r, in later pulls too."""
+@pytest.mark.parametrize(
+    ("expected", "advantage"),
+    [
+        (0.0, [0.45**2, 0.45, 1.0]),  # (γλ)ᵗ r of all that comes after
+        (1.0, [-0.1 - 0.45 * 0.1, -0.1, 0.0]),  # errors r + γ V' − V of −0.1, −0.1 and, nothing coming after, 0
+    ],
+)
+def test_credit_reaches_over_the_ends_of_episodes_and_not_over_the_trials(expected, advantage, monkeypatch):
+    """Three pulls of which the last one pays, beside a critic that always expects as much."""
     kept = {}
 
     def keep(settings, learner, batch, loss, key):
@@ -84,12 +92,12 @@ def test_credit_reaches_over_the_ends_of_episodes(monkeypatch):
     monkeypatch.setattr(PPO, "update", keep)
     system = replace(SMALL, discount=0.9, gae_decay=0.5)
     collector, state = born("bandit-5x10")
-    nothing = jax.tree.map(jnp.zeros_like, state.learner.weights.value)
-    weights = eqx.tree_at(lambda weights: weights.value, state.learner.weights, nothing)
+    critic = Linear(jnp.zeros((8, 1)), jnp.full(1, expected))
+    weights = eqx.tree_at(lambda weights: weights.value, state.learner.weights, critic)
     pulls = lived(collector, state, practise)._replace(reward=jnp.zeros((1, 4, 3)).at[0, :, 2].set(1.0))
     after, _ = system._learn(state._replace(learner=system.ppo.start(weights)), pulls, KEY)
-    np.testing.assert_allclose(kept["advantage"], np.tile([0.45**2, 0.45, 1.0], (4, 1)), rtol=1e-6)
-    np.testing.assert_allclose(kept["value_target"], kept["advantage"])
+    np.testing.assert_allclose(kept["advantage"], np.tile(advantage, (4, 1)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(kept["value_target"], kept["advantage"] + expected, rtol=1e-5)
     assert after.steps == 12
 
 
