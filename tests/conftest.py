@@ -19,18 +19,40 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("metadyna", f"{tests.checking.__name__}.checked")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_programs():
-    """Forget compiled programs before they use up the memory, or the memory maps that Linux allows a process (65,530).
+ROOM = 2**30
+"""Bytes of compiled programs that a worker may keep."""
 
-    Each takes some of both, and beyond the latter the compiler dies of a segmentation fault.
+_kept = {"bytes": 0}
+
+
+def resident() -> int:
+    """Bytes of memory in use."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def forget_programs():
+    """Free what was compiled; what is needed again is compiled again."""
+    jax.clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed stays with the process
+    _kept["bytes"] = resident()
+
+
+@pytest.fixture(autouse=True)
+def little_memory():
+    """Forget compiled programs before they use up the memory."""
+    yield
+    if Path("/proc/self/statm").exists() and resident() > _kept["bytes"] + ROOM:
+        forget_programs()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Forget them before they use up the memory maps that Linux allows a process (65,530).
+
+    Each takes some, and beyond that the compiler dies of a segmentation fault.
     """
     yield
-    maps, statm = Path("/proc/self/maps"), Path("/proc/self/statm")
-    if not statm.exists():
-        return
-    resident = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    if resident > 1.5 * 2**30 or maps.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # else what was freed stays with the process
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        forget_programs()
