@@ -6,13 +6,14 @@ and the part. *Weights* are Equinox modules whose every leaf is an array. *State
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, UInt32
 
 from metadyna.errors import UserError
 
@@ -26,6 +27,7 @@ Carry = PyTree
 """An agent's memory from one step to the next: arrays of a fixed shape."""
 
 State = TypeVar("State")
+Made = TypeVar("Made")
 
 
 class Average(NamedTuple):
@@ -275,7 +277,9 @@ class HostEnv(ABC):
         """Spaces and horizon."""
 
     @abstractmethod
-    def reset(self, tasks: Task, seeds: Any, state: PyTree, where: Any) -> tuple[PyTree, TimeStep]:
+    def reset(
+        self, tasks: Task, seeds: UInt32[np.ndarray, "B words"], state: PyTree, where: Bool[np.ndarray, "B"]
+    ) -> tuple[PyTree, TimeStep]:
         """Start new episodes of `tasks` [B] in the copies `where` [B]; `state` is None at the first reset.
 
         `seeds` [B, words] are unsigned integers. The time step is that of a reset in every copy; only the copies
@@ -339,7 +343,7 @@ class Tiled(Protocol):
     """An environment whose observations are boards of tiles: each number on a board is a kind of tile."""
 
     @property
-    def tiles(self) -> Any:
+    def tiles(self) -> Float[np.ndarray, "kinds side side"]:
         """The pixels of every kind, [kinds, side, side]."""
         ...
 
@@ -372,7 +376,7 @@ class Problems(Protocol):
         ...
 
     @property
-    def observations(self) -> Any:
+    def observations(self) -> Int[np.ndarray, "N components"]:
         """Every distinct observation, [N, components]."""
         ...
 
@@ -425,7 +429,7 @@ class Collector(Protocol):
     """Whatever steps an environment: compiled with the agent on a device, or a loop over host simulators."""
 
     @property
-    def env(self) -> Any:
+    def env(self) -> Env | HostEnv:
         """The environment."""
         ...
 
@@ -462,7 +466,9 @@ class Collector(Protocol):
         """Apply `step(state, key) -> (state, made)`, which may collect, once per key; stacks what was made."""
         ...
 
-    def compute(self, function: Callable[..., Any], *arguments: PyTree, static: tuple = (), spend: bool = False) -> Any:
+    def compute(
+        self, function: Callable[..., Made], *arguments: PyTree, static: tuple = (), spend: bool = False
+    ) -> Made:
         """Compile and call `function(*static, *arguments)`, which does not collect.
 
         With `spend` the first argument is not needed any more: whoever made the collector has decided whether its
@@ -475,7 +481,7 @@ class Collector(Protocol):
 class System(Protocol[State]):
     """A method: a frozen dataclass of settings whose methods are pure."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[dict[str, Field]]
 
     def init(self, collector: Collector, key: PRNGKeyArray) -> State:
         """Everything that training needs: weights, optimisers, replay, counters."""

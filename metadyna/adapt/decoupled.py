@@ -5,13 +5,16 @@ and a context. Systems put together a source of contexts and an execution agent;
 its own weights and losses.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from metadyna.collect.episodes import swapped
 from metadyna.nets.distinct import Distinct
 from metadyna.types import Problems, Transition, sizes
+
+Weights = TypeVar("Weights")
+Memory = TypeVar("Memory")
 
 
 class Attempt(NamedTuple):
@@ -44,7 +47,7 @@ class Contexts(NamedTuple):
 
 
 @runtime_checkable
-class ContextSource(Protocol):
+class ContextSource(Protocol[Weights]):
     """Who makes contexts, vectors of some width. `lived` rows are made of exploration alone, as all are at test."""
 
     @property
@@ -57,7 +60,7 @@ class ContextSource(Protocol):
         """Whether exploration has anything to tell."""
         ...
 
-    def create(self, env: Problems, key: PRNGKeyArray) -> Any:
+    def create(self, env: Problems, key: PRNGKeyArray) -> Weights:
         """Draw the weights."""
         ...
 
@@ -66,24 +69,30 @@ class ContextSource(Protocol):
         ...
 
     def infer(
-        self, env: Problems, weights: Any, lesson: Lesson, lived: Bool[Array, "B"], key: PRNGKeyArray | None
+        self, env: Problems, weights: Weights, lesson: Lesson, lived: Bool[Array, "B"], key: PRNGKeyArray | None
     ) -> Float[Array, "B width"]:
         """Contexts to act with; without noise where there is no key."""
         ...
 
     def learn(
-        self, env: Problems, weights: Any, target: Any, lesson: Lesson, lived: Bool[Array, "B"], key: PRNGKeyArray
+        self,
+        env: Problems,
+        weights: Weights,
+        target: Weights,
+        lesson: Lesson,
+        lived: Bool[Array, "B"],
+        key: PRNGKeyArray,
     ) -> Contexts:
         """Contexts to learn with, and the source's own losses."""
         ...
 
-    def distances(self, env: Problems, weights: Any, lesson: Lesson) -> Float[Array, "T1 B"]:
+    def distances(self, env: Problems, weights: Weights, lesson: Lesson) -> Float[Array, "T1 B"]:
         """How far what is known after 0, 1, …, T steps of exploration is from what there is to know."""
         ...
 
 
 @runtime_checkable
-class Execution(Protocol):
+class Execution(Protocol[Weights, Memory]):
     """Who executes: action values, given an instruction and a context."""
 
     @property
@@ -91,22 +100,28 @@ class Execution(Protocol):
         """Whether it learns from whole episodes, or from single steps as episodes of T = 1."""
         ...
 
-    def create(self, env: Problems, context: int, key: PRNGKeyArray) -> Any:
+    def create(self, env: Problems, context: int, key: PRNGKeyArray) -> Weights:
         """Draw the weights."""
         ...
 
-    def initial(self, weights: Any, batch: int) -> Any:
+    def initial(self, weights: Weights, batch: int) -> Memory:
         """Empty memories [B]."""
         ...
 
     def act(
-        self, env: Problems, weights: Any, memory: Any, obs: Array, instruction: Array, context: Float[Array, "context"]
-    ) -> tuple[Float[Array, "actions"], Any]:
+        self,
+        env: Problems,
+        weights: Weights,
+        memory: Memory,
+        obs: Array,
+        instruction: Array,
+        context: Float[Array, "context"],
+    ) -> tuple[Float[Array, "actions"], Memory]:
         """Values that one copy acts on, and its memory."""
         ...
 
     def losses(
-        self, env: Problems, weights: Any, target: Any, attempts: Attempt, contexts: Contexts, discount: float
+        self, env: Problems, weights: Weights, target: Weights, attempts: Attempt, contexts: Contexts, discount: float
     ) -> dict[str, Float[Array, ""]]:
         """What is to fall, on episodes [T, B]."""
         ...

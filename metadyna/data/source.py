@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from metadyna.data.datasets import random_transitions, read
+from metadyna.errors import UserError
 from metadyna.settings import Settings
-from metadyna.types import Collector, Transition
+from metadyna.types import Collector, HostEnv, Transition
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Gathering(Settings):
         """The transitions, [N, ...]; `UserError` where there are none to be had."""
         if self.dataset is not None:
             return jax.tree.map(jnp.asarray, _read(self.dataset, collector.env.spec, collector.env))
+        if isinstance(collector.env, HostEnv):
+            raise UserError(
+                "random transitions are gathered from pure environments alone; name a data set to learn from"
+            )
         return random_transitions(collector.env, collector.tasks, self.transitions, key, self.time_limit)
 
 

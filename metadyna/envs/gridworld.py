@@ -27,7 +27,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, PyTree
 
 from metadyna.errors import UserError
 from metadyna.settings import Horizon, Settings
@@ -287,11 +287,11 @@ class Grid(Env, Problems, Protocol):
         """The goals of every problem, [problems, goals, 2]."""
         ...
 
-    def all_states(self, time: Any) -> Any:
+    def all_states(self, time: Int[Array, ""]) -> PyTree:
         """Every state at one time, stacked in the order of `state_index`."""
         ...
 
-    def state_index(self, state: Any) -> Any:
+    def state_index(self, state: PyTree) -> Int[Array, "*batch"]:
         """The place of a state in `all_states`."""
         ...
 

@@ -60,9 +60,10 @@ def survey(system: MBMPO, collector: Collector, state: State, key: PRNGKeyArray)
     side = (np.arange(CELLS) + 0.5) / CELLS * 2 * HALF - HALF
     places = jnp.asarray(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), jnp.float32)
     actions = jnp.clip(-0.5 * places, -1, 1)
-    world = known_world(collector.env).world(state.model.ensemble)
+    plane: Any = collector.env
+    world = known_world(plane).world(state.model.ensemble)
     told = jax.jit(_predictions)(world, places, actions)
-    truth = jax.vmap(lambda s, a: collector.env.advance(None, s, a, key))(places, actions)
+    truth = jax.vmap(lambda s, a: plane.advance(None, s, a, key))(places, actions)
     yielded = jax.jit(_yielding, static_argnums=(0, 1))(system.outer, collector, state.meta, places, key)
     maps = {
         # From the first member on, so that members that agree give exactly 0.

@@ -88,53 +88,52 @@ class SAC(Settings):
     ) -> tuple[SACLearner, dict[str, Float[Array, ""]]]:
         """One step for critics, actor and temperature on transitions [B, ...]."""
         k_next, k_actor = jax.random.split(key)
-        temperature = jnp.exp(learner.log_temperature)
-        target = jax.lax.stop_gradient(self.critic_target(learner, batch, k_next, shown))
+        learner, told = self._step_critics(learner, batch, k_next, term, shown)
+        learner, told_actor = self._step_actor(learner, batch, k_actor, shown)
+        told = {**told, **told_actor, "temperature": jnp.exp(learner.log_temperature)}
+        learner = self._step_temperature(learner, batch, told["entropy"])
+        targets = jax.tree.map(lambda old, new: old + self.target_rate * (new - old), learner.targets, learner.critics)
+        return learner._replace(targets=targets, updates=learner.updates + 1), told
+
+    def _step_critics(
+        self, learner: SACLearner, batch: Transition, key: PRNGKeyArray, term: CriticTerm | None, shown: Shown
+    ) -> tuple[SACLearner, dict[str, Float[Array, ""]]]:
+        """Towards the soft target, and with whatever is added to the loss."""
+        target = jax.lax.stop_gradient(self.critic_target(learner, batch, key, shown))
 
         def critic_loss(critics: Any) -> tuple[Array, dict[str, Array]]:
             values = jax.vmap(critics)(batch.obs, batch.action)
             loss = 0.5 * jnp.sum(jnp.mean((values - target[:, None]) ** 2, axis=0))  # eq. 5
-            added, told = (0.0, {}) if term is None else term(critics, batch, jax.random.fold_in(k_next, 1))
-            return loss + added, {"critic_loss": loss, **told}
+            added, told = (0.0, {}) if term is None else term(critics, batch, jax.random.fold_in(key, 1))
+            return loss + added, {"critic_loss": loss, **told, "value": jnp.mean(target)}
 
         slope, told = jax.grad(critic_loss, has_aux=True)(learner.critics)
         adam = optax.adam(self.critic_rate)
-        critics, critic_optimiser = descend(adam, learner.critics, slope, learner.critic_optimiser)
+        critics, optimiser = descend(adam, learner.critics, slope, learner.critic_optimiser)
+        return learner._replace(critics=critics, critic_optimiser=optimiser), told
 
+    def _step_actor(
+        self, learner: SACLearner, batch: Transition, key: PRNGKeyArray, shown: Shown
+    ) -> tuple[SACLearner, dict[str, Float[Array, ""]]]:
+        """Towards what the critics value, but not at once."""
+        temperature, critics = jnp.exp(learner.log_temperature), learner.critics
         seen = jax.lax.stop_gradient(shown(critics, batch.obs))
 
         def actor_loss(actor: Any) -> tuple[Array, Array]:
-            action, log_prob = jax.vmap(actor)(seen).sample_with_log_prob(k_actor)
+            action, log_prob = jax.vmap(actor)(seen).sample_with_log_prob(key)
             return jnp.mean(temperature * log_prob - _least(critics, batch.obs, action)), log_prob  # eq. 9
 
         (loss, log_prob), slope = jax.value_and_grad(actor_loss, has_aux=True)(learner.actor)
-        adam = optax.adam(self.actor_rate)
-        actor, actor_optimiser = descend(adam, learner.actor, slope, learner.actor_optimiser)
+        actor, optimiser = descend(optax.adam(self.actor_rate), learner.actor, slope, learner.actor_optimiser)
+        told = {"actor_loss": loss, "entropy": -jnp.mean(log_prob)}
+        return learner._replace(actor=actor, actor_optimiser=optimiser), told
 
-        # -log α (log π + H): the temperature rises while the entropy is below its target. eq. 18
+    def _step_temperature(self, learner: SACLearner, batch: Transition, entropy: Float[Array, ""]) -> SACLearner:
+        """The temperature rises while the entropy is below its target: -log α (log π + H). eq. 18"""
         wanted = -batch.action.shape[-1] if self.target_entropy is None else self.target_entropy
-        slope = -(jnp.mean(log_prob) + wanted)
         adam, old = optax.adam(self.temperature_rate), learner.log_temperature
-        log_temperature, temperature_optimiser = descend(adam, old, slope, learner.temperature_optimiser)
-
-        metrics = {
-            **told,
-            "actor_loss": loss,
-            "entropy": -jnp.mean(log_prob),
-            "temperature": temperature,
-            "value": jnp.mean(target),
-        }
-        learner = SACLearner(
-            actor,
-            critics,
-            jax.tree.map(lambda new, old: old + self.target_rate * (new - old), critics, learner.targets),
-            log_temperature,
-            actor_optimiser,
-            critic_optimiser,
-            temperature_optimiser,
-            learner.updates + 1,
-        )
-        return learner, metrics
+        log_temperature, optimiser = descend(adam, old, entropy - wanted, learner.temperature_optimiser)
+        return learner._replace(log_temperature=log_temperature, temperature_optimiser=optimiser)
 
     def critic_target(
         self, learner: SACLearner, batch: Transition, key: PRNGKeyArray, shown: Shown = as_they_are

@@ -6,7 +6,7 @@ many there are, and nothing is made of what is not used.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -50,8 +50,21 @@ class Rows(eqx.Module):
 
 
 @runtime_checkable
-class Fittable(Protocol):
-    """Settings of K members that can be fitted; their weights are a `Members`."""
+class Members(Protocol):
+    """An ensemble of K members: an Equinox module whose weights are trained."""
+
+    weights: Any
+    """All that the optimiser moves; of it, `members` is what each member has for itself, stacked [K]."""
+    elites: Int[Array, "elites"]
+    """The preferred ones, the best first."""
+
+
+Ensemble = TypeVar("Ensemble", bound=Members)
+
+
+@runtime_checkable
+class Fittable(Protocol[Ensemble]):
+    """Settings of K members that can be fitted."""
 
     @property
     def members(self) -> int:
@@ -73,19 +86,19 @@ class Fittable(Protocol):
         """What moves the weights."""
         ...
 
-    def drawn_anew(self, ensemble: Any, key: PRNGKeyArray) -> Any:
+    def drawn_anew(self, ensemble: Ensemble, key: PRNGKeyArray) -> Ensemble:
         """An ensemble of the same shapes, as fresh as the first."""
         ...
 
-    def scaled(self, ensemble: Any, scales: PyTree) -> Any:
+    def scaled(self, ensemble: Ensemble, scales: PyTree) -> Ensemble:
         """The ensemble with the scales of the data that it is fitted to: `Moments` of every array of an example."""
         ...
 
-    def loss(self, ensemble: Any, examples: Examples, valid: Bool[Array, "n"]) -> Float[Array, ""]:
+    def loss(self, ensemble: Ensemble, examples: Examples, valid: Bool[Array, "n"]) -> Float[Array, ""]:
         """What is to fall: examples [K, n, ...] are each member's own."""
         ...
 
-    def errors(self, ensemble: Any, examples: Examples, scales: PyTree) -> "Errors":
+    def errors(self, ensemble: Ensemble, examples: Examples, scales: PyTree) -> "Errors":
         """Every member's errors on the same examples [n, ...]."""
         ...
 
@@ -101,11 +114,7 @@ class Errors(NamedTuple):
 
 
 class FitState(NamedTuple):
-    """An ensemble and its optimiser, which goes on from fit to fit.
-
-    An ensemble has `weights`, which are trained, of which `members` is what each member has for itself (stacked [K]),
-    and `elites`.
-    """
+    """An ensemble (`Members`) and its optimiser, which goes on from fit to fit."""
 
     ensemble: Any
     optimiser: optax.OptState
@@ -159,7 +168,7 @@ class _Split(NamedTuple):
     train: Int[Array, ""]
 
 
-def start(model: Fittable, ensemble: Any) -> FitState:
+def start(model: Fittable[Ensemble], ensemble: Ensemble) -> FitState:
     """Begin with an ensemble that has just been drawn."""
     return FitState(ensemble, model.optimiser.init(ensemble.weights))
 
@@ -189,9 +198,7 @@ def fit(
             f"GaussianEnsemble.elites = {model.elites} must be all members ({model.members})"
         )
     k_start, k_split, k_rows, k_epochs = jax.random.split(key, 4)
-    if not settings.warm_start:
-        fresh = start(model, model.drawn_anew(state.ensemble, k_start))
-        state = fresh._replace(ensemble=eqx.tree_at(lambda e: e.elites, fresh.ensemble, state.ensemble.elites))
+    state = state if settings.warm_start else _afresh(model, state, k_start)
     split = _split(settings, rows, k_split)
     table = training_rows(settings, model.members, split.held, split.train, rows.capacity, k_rows)
     scales = _scales(rows, split)
@@ -215,20 +222,34 @@ def fit(
     first = ensemble.weights, state.optimiser, ensemble.weights.members, Errors(worst, worst)
     progress = _Progress(*first, jnp.int32(0), jnp.int32(0), jnp.int32(0), jnp.float32(0))
     progress = lax.while_loop(going, epoch, progress)
+    return FitState(_elected(model, ensemble, progress), progress.optimiser), _told(settings, model, progress)
 
+
+def _afresh(model: Fittable[Ensemble], state: FitState, key: PRNGKeyArray) -> FitState:
+    """New weights and their optimiser; who was preferred is so until there is something to choose by."""
+    fresh = start(model, model.drawn_anew(state.ensemble, key))
+    return fresh._replace(ensemble=eqx.tree_at(lambda e: e.elites, fresh.ensemble, state.ensemble.elites))
+
+
+def _elected(model: Fittable[Ensemble], ensemble: Ensemble, progress: _Progress) -> Ensemble:
+    """Every member at its best, and those with the least error preferred."""
     ranked = jnp.argsort(progress.errors.squared)[: model.elites]
     elites = jnp.where(progress.epochs > 0, ranked, ensemble.elites)
     best = eqx.tree_at(lambda weights: weights.members, progress.weights, progress.best)
-    ensemble = eqx.tree_at(lambda e: e.elites, _with(ensemble, best), elites)
+    return eqx.tree_at(lambda e: e.elites, _with(ensemble, best), elites)
+
+
+def _told(settings: Fit, model: Fittable, progress: _Progress) -> dict[str, Array]:
+    """What is said of a fit; a likelihood only where the model has one."""
     metrics = {"fit/epochs": progress.epochs, "fit/updates": progress.updates, "fit/train_loss": progress.loss}
     if settings.holdout > 0:
         metrics["fit/holdout_mse"] = jnp.mean(progress.errors.squared)
         if model.probabilistic:
             metrics["fit/holdout_nll"] = jnp.mean(progress.errors.likelihood)
-    return FitState(ensemble, progress.optimiser), metrics
+    return metrics
 
 
-def _with(ensemble: Any, weights: Any) -> Any:
+def _with(ensemble: Ensemble, weights: Any) -> Ensemble:
     return eqx.tree_at(lambda e: e.weights, ensemble, weights)
 
 
@@ -316,8 +337,8 @@ def _shuffled(
 
 def _train(
     settings: Fit,
-    model: Fittable,
-    ensemble: Any,
+    model: Fittable[Ensemble],
+    ensemble: Ensemble,
     rows: Rows,
     split: _Split,
     table: Int[Array, "K capacity"],
@@ -352,7 +373,9 @@ def _train(
     )
 
 
-def _validate(settings: Fit, model: Fittable, ensemble: Any, rows: Rows, split: _Split, scales: PyTree) -> Errors:
+def _validate(
+    settings: Fit, model: Fittable[Ensemble], ensemble: Ensemble, rows: Rows, split: _Split, scales: PyTree
+) -> Errors:
     """Mean errors on the held-out rows, batch by batch, so that few rows cost little whatever the capacity."""
 
     def add(i: Array, totals: Errors) -> Errors:

@@ -47,45 +47,53 @@ def render(
         raise UserError(f"{out} does not end in .gif, the format of clips")
     if not seconds > 0:
         raise UserError(f"seconds must be above 0, not {seconds:g}")
-    system, program, name = result.config.system, result.program, result.config.task
+    program, name = result.program, result.config.task
     collector: Any = program.collector
-    env: Any = program.family.env
-    stepwise = isinstance(env, CityGrid | CookingGrid | Pictured)
-    camera = None if stepwise else films.camera(env, name)
+    env = collector.env
+    camera = None if isinstance(env, CityGrid | CookingGrid | Pictured) else films.camera(env, name)
     params = _actor(result, seed)
     index, one = _chosen(program.tasks(split), task, split)
-    trial = system.trial(params, replace(collector, watch=camera is not None), one, jax.random.key(index))
+    watching = replace(collector, watch=camera is not None)
+    trial = result.config.system.trial(params, watching, one, jax.random.key(index))
     alone, many = jax.tree.map(lambda x: x[0], one), len(trial.names) > 1
-    frames, takes, shown = [], [], []
+    takes, shown = [], []
     for number, what in enumerate(trial.names, 1):
         episode = jax.tree.map(lambda x, i=number - 1: x[:, :, i, 0], trial.episodes)
         if camera:
             title = f"{name}: {number}. {what}" if many else f"{name}: {what}"
             takes.append(films.shoot(camera, alone, episode, title, size, seconds))
-            shown.append({"name": what, **takes[-1].record})
+            record = takes[-1].record
         elif isinstance(env, Pictured):
             title = f"{name}: {what}" + (", and its abstract state" if isinstance(params, Abstract) else "")
-            pictures, record = _seen_episode(env, params, episode, title, size)
-            frames += pictures
-            shown.append({"name": what, **record})
+            frames, record = _seen_episode(env, params, episode, title, size)
+            takes += frames
         else:
             scored = trial.score != "last" or number == len(trial.names)
             title = f"{number}. {what}" + ("" if scored else " (not scored)")
-            pictures, record = _episode(env, alone, episode, title, scored, size)
-            frames += pictures
-            shown.append(record)
+            frames, record = _episode(env, alone, episode, title, scored, size)
+            takes += frames
+        shown.append({"name": what, **record})
+    _write(out, takes, filmed=camera is not None)
+    return {"out": str(out), "task": index, **_asked(env, alone), "episodes": shown}
+
+
+def _asked(env: Any, task: Any) -> dict[str, Any]:
+    """The problem and the instruction, where tasks have them."""
+    if not isinstance(env, Problems):
+        return {}
+    return {"problem": int(env.problem(task)), "instruction": np.asarray(env.instruction(task)).tolist()}
+
+
+def _write(out: Path, takes: list[Any], filmed: bool) -> None:
+    """Films at their own speed, or frames one by one."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if camera:
+        if filmed:
             films.write(out, takes)
         else:
-            imageio.imwrite(out, np.stack(frames), duration=int(1000 * FRAME_SECONDS), loop=0)
+            imageio.imwrite(out, np.stack(takes), duration=int(1000 * FRAME_SECONDS), loop=0)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
-    about = {}
-    if isinstance(env, Problems):
-        about = {"problem": int(env.problem(alone)), "instruction": np.asarray(env.instruction(alone)).tolist()}
-    return {"out": str(out), "task": index, **about, "episodes": shown}
 
 
 def _seen_episode(

@@ -6,7 +6,7 @@ A*(x') are the few best actions by Q at x'. One tree gives Qᵈ for every d up t
 of a level are one batch. Everything here is for one root; `vmap` makes the batch.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,13 @@ _LEAVES = 64
 class TreeModel(Protocol):
     """What a tree needs of a model; states x are arrays of one shape."""
 
-    def step(self, x: Any, action: Any) -> tuple[Any, Any, Any]:
+    def step(
+        self, x: Float[Array, "*abstract"], action: Int[Array, ""]
+    ) -> tuple[Float[Array, "*abstract"], Float[Array, ""], Float[Array, ""]]:
         """Next state, reward, and discount (γ, or what is left of it)."""
         ...
 
-    def value(self, x: Any) -> Any:
+    def value(self, x: Float[Array, "*abstract"]) -> Float[Array, "actions"]:
         """Action values at a state, [actions]."""
         ...
 

@@ -168,17 +168,10 @@ def _train(
     saved_chunk = chunk if chunk else None
 
     def save() -> None:
-        # The last update of a chunk can break the weights before a loss tells.
         state = program.stacked(running)
-        weights = jax.tree_util.tree_leaves_with_path(jax.vmap(config.system.params)(state.system))
-        named = {f"weight {jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in weights}
-        _stop_unless_finite(named, folder, int(np.mean(marks.steps)))
-        metadata = {
-            "chunk": chunk,
-            "seconds": seconds + time.monotonic() - began,
-            "config": configs.to_dict(config),
-        }
-        checkpoints.save(chunk, state, metadata)
+        _refuse_broken_weights(config, state, folder, int(np.mean(marks.steps)))
+        taken = seconds + time.monotonic() - began
+        checkpoints.save(chunk, state, {"chunk": chunk, "seconds": taken, "config": configs.to_dict(config)})
 
     with (
         RunLog(folder, resume_step) as log,
@@ -209,6 +202,13 @@ def _train(
         if saved_chunk != chunk:
             save()
         return Result(folder, config, program.stacked(running), interrupted=interrupted())
+
+
+def _refuse_broken_weights(config: Config, state: RunState, folder: Path, step: int) -> None:
+    """Stop if any is not finite: the last update of a chunk can break the weights before a loss tells."""
+    weights = jax.tree_util.tree_leaves_with_path(jax.vmap(config.system.params)(state.system))
+    named = {f"weight {jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in weights}
+    _stop_unless_finite(named, folder, step)
 
 
 def _ended(config: Config, marks: Marks) -> np.ndarray:

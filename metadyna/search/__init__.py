@@ -6,7 +6,7 @@ candidate never wins, is never averaged in and has no weight, and a population o
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,13 @@ Score = Callable[[Point, PRNGKeyArray], Array]
 Iteration = int | Int[Array, ""]
 """Which iteration of a search; traced where all are alike."""
 
+State = TypeVar("State")
+"""What a search remembers: an array-only pytree."""
+
 
 @runtime_checkable
-class Search(Protocol):
-    """Maximise a black box inside a box; the state S is an array-only pytree."""
+class Search(Protocol[State]):
+    """Maximise a black box inside a box."""
 
     @property
     def populations(self) -> tuple[int, ...]:
@@ -37,31 +40,31 @@ class Search(Protocol):
         """Whether all iterations are one computation, so that `ask` takes a traced `iteration`."""
         ...
 
-    def init(self, low: Point, high: Point) -> Any:
+    def init(self, low: Point, high: Point) -> State:
         """Start in the middle of the box."""
         ...
 
-    def restart(self, state: Any, move: Callable[[Point], Point]) -> Any:
+    def restart(self, state: State, move: Callable[[Point], Point]) -> State:
         """Start another search from where the last one ended, all that it found being moved."""
         ...
 
-    def ask(self, state: Any, key: PRNGKeyArray, count: int, iteration: Any) -> Point:
+    def ask(self, state: State, key: PRNGKeyArray, count: int, iteration: Iteration) -> Point:
         """Propose `count` candidates, all inside the box."""
         ...
 
-    def tell(self, state: Any, candidates: Point, scores: Float[Array, "N"]) -> Any:
+    def tell(self, state: State, candidates: Point, scores: Float[Array, "N"]) -> State:
         """Learn from the scores of what was asked."""
         ...
 
-    def solution(self, state: Any) -> Point:
+    def solution(self, state: State) -> Point:
         """The answer so far, inside the box."""
         ...
 
 
-def maximise(search: Search, score: Score, state: Any, key: PRNGKeyArray) -> Any:
+def maximise(search: Search[Any], score: Score, state: State, key: PRNGKeyArray) -> State:
     """Run all iterations of one search; every iteration asks and scores with keys of its own."""
 
-    def improve(state: Any, count: int, iteration: int | Array, key: PRNGKeyArray) -> Any:
+    def improve(state: State, count: int, iteration: Iteration, key: PRNGKeyArray) -> State:
         k_ask, k_score = jax.random.split(key)
         candidates = search.ask(state, k_ask, count, iteration)
         return search.tell(state, candidates, score(candidates, k_score))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from metadyna.search import Point, inside, leaf_keys, middle, moments, top
+from metadyna.search import Iteration, Point, inside, leaf_keys, middle, moments, top
 from metadyna.settings import Settings, check_ranges
 
 
@@ -87,7 +87,7 @@ class ICEM(Settings):
             moved=jnp.ones_like(state.moved),
         )
 
-    def ask(self, state: Kept, key: PRNGKeyArray, count: int, iteration: int) -> Point:
+    def ask(self, state: Kept, key: PRNGKeyArray, count: int, iteration: Iteration) -> Point:
         """Draw `count` points; the first iteration contains the moved elites, the last one the mean."""
 
         def draw(key: PRNGKeyArray, mean: Array, spread: Array, kept: Array, low: Array, high: Array) -> Array:
