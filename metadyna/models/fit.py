@@ -6,11 +6,13 @@ many there are, and nothing is made of what is not used.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
@@ -99,14 +101,14 @@ class Fittable(Protocol[Ensemble]):
         ...
 
     def errors(self, ensemble: Ensemble, examples: Examples, scales: PyTree) -> "Errors":
-        """Every member's errors on the same examples [n, ...]."""
+        """Every member's errors on its own examples [K, n, ...]."""
         ...
 
 
 class Errors(NamedTuple):
     """Each member's errors, of rows or on average.
 
-    `squared`: the squared residual in units of the training targets' deviation. `likelihood`: (μ − y)² exp(−v) + v.
+    `squared`: the squared residual in units of the targets' deviation. `likelihood`: (μ − y)² exp(−v) + v.
     """
 
     squared: Float[Array, "K *n"]
@@ -161,10 +163,14 @@ class _Progress(NamedTuple):
 
 
 class _Split(NamedTuple):
-    """Slots in random order: first `held` to validate on, then `train`, then those of no meaning."""
+    """Every member's slots in random order: first its `held` to validate on, from `first` on `train` to learn from.
 
-    order: Int[Array, "slots"]
-    held: Int[Array, ""]
+    Between them may be one or two that are left over this time, so that all members learn from as many.
+    """
+
+    order: Int[Array, "K slots"]
+    held: Int[Array, "K"]
+    first: Int[Array, ""]
     train: Int[Array, ""]
 
 
@@ -178,9 +184,9 @@ def fit(
 ) -> tuple[FitState, dict[str, Array]]:
     """Train every member on the stored rows; what the empty slots hold, even NaN, does not matter.
 
-    Some rows are held out to validate on, at least one if there are two. A row that was once learnt from is never
-    validated on, in this fit or a later one (`held_out`): else a warm start would know the answers. A member's error is
-    its mean squared residual on them in units of the training targets' deviation, so that no column outweighs the
+    Every member holds some rows of its own out to validate on, at least one if there are two. It never validates on a
+    row that it once learnt from, in this fit or a later one (`held_out`): else a warm start would know the answers. Its
+    error is the mean squared residual on them in units of the targets' deviation, so that no column outweighs the
     others. An epoch counts if it brings any member's error far enough below its own best; each member ends with its
     best weights, and the elites are those with the least error. That error is the mean's: the best weights may be from
     before the variance was learnt. With fewer than two rows to split nothing is learnt, and errors are infinite.
@@ -190,7 +196,7 @@ def fit(
     The last batch of an epoch is as short as what is left; the rows that fill it up have no weight.
 
     Janner et al. 2019, code jannerm/mbpo `bnn.py`; there the error is in the targets' units, and the rows to validate
-    on are drawn anew in every fit.
+    on are the same for all members and drawn anew in every fit: what a warm start knew of them made errors look small.
     """
     if settings.holdout == 0 and model.elites != model.members:
         raise UserError(
@@ -199,9 +205,9 @@ def fit(
         )
     k_start, k_split, k_rows, k_epochs = jax.random.split(key, 4)
     state = state if settings.warm_start else _afresh(model, state, k_start)
-    split = _split(settings, rows, k_split)
-    table = training_rows(settings, model.members, split.held, split.train, rows.capacity, k_rows)
-    scales = _scales(rows, split)
+    split = _split(settings, model.members, rows, k_split)
+    table = training_rows(settings, model.members, split.train, rows.capacity, k_rows)
+    scales = _scales(rows)
     ensemble = model.scaled(state.ensemble, scales)
     ensemble = jax.tree.map(lambda new, old: jnp.where(split.train > 0, new, old), ensemble, state.ensemble)
 
@@ -253,61 +259,60 @@ def _with(ensemble: Ensemble, weights: Any) -> Ensemble:
     return eqx.tree_at(lambda e: e.weights, ensemble, weights)
 
 
-def held_out(settings: Fit, rows: Rows) -> Bool[Array, "capacity"]:
-    """Which slots hold rows to validate on.
+def held_out(settings: Fit, members: int, rows: Rows) -> Bool[Array, "K capacity"]:
+    """Which slots hold rows that each member validates on.
 
-    Every row has a number for life, spread evenly over [0, 1) (multiples of the golden ratio), and is held out while
-    that is below the share to hold out. The share never grows, so a row may be given up to learn from, and never the
-    other way round. Where it comes to less than two rows of a full ring it may find none, and the row of the least
-    number is held out, whatever it was before.
+    Every row has a number for life, spread evenly over [0, 1) (multiples of the golden ratio), and member k holds it
+    out while it is within the share to hold out above k / K, around the circle. The share never grows, so a row may be
+    given up to learn from, and never the other way round. So all rows are learnt from by most members, and by as many.
+    Where the share comes to less than two rows of a full ring it may find none, and the next row above k / K is held
+    out, whatever it was before.
     """
     place = replay.serials(rows.ring) * jnp.uint32(2_654_435_769)  # 2³² / golden ratio, modulo 2³²
-    number = place.astype(jnp.float32) / 2.0**32
-    used = jnp.arange(rows.capacity) < rows.count
+    begin = (np.arange(members) * 2**32 // members).astype(np.uint32)
+    number = (place[None] - begin[:, None]).astype(jnp.float32) / 2.0**32
+    used = jnp.arange(rows.capacity)[None] < rows.count
     share = jnp.minimum(settings.holdout, settings.max_holdout / jnp.maximum(rows.count, 1))
-    least = jnp.min(number, where=used, initial=1.0)
-    return used & ((number < share) | (number == least)) if settings.holdout else jnp.zeros_like(used)
+    least = jnp.min(number, axis=1, where=used, initial=1.0, keepdims=True)
+    return used & ((number < share) | (number == least)) if settings.holdout else jnp.zeros(number.shape, bool)
 
 
-def _split(settings: Fit, rows: Rows, key: PRNGKeyArray) -> _Split:
-    """Shuffle the rows of each side."""
-    held = held_out(settings, rows)
-    order = _shuffled(rows.count, rows.capacity, key, ~held)
-    count = jnp.sum(held)
-    padded = jnp.concatenate([order, jnp.zeros(settings.batch, order.dtype)])
-    return _Split(padded, count, rows.count - count)
+def _split(settings: Fit, members: int, rows: Rows, key: PRNGKeyArray) -> _Split:
+    """Shuffle the rows of each side, for every member."""
+    held = held_out(settings, members, rows)
+    shuffle = partial(_shuffled, rows.count, rows.capacity)
+    order = jax.vmap(shuffle)(jax.random.split(key, members), ~held)
+    counts = jnp.sum(held, axis=1)
+    padded = jnp.concatenate([order, jnp.zeros((members, settings.batch), order.dtype)], axis=1)
+    first = jnp.max(counts)
+    return _Split(padded, counts, first, rows.count - first)
 
 
-def _scales(rows: Rows, split: _Split) -> PyTree:
-    """Mean and deviation of every column of the rows to learn from, chunk by chunk."""
+def _scales(rows: Rows) -> PyTree:
+    """Mean and deviation of every column, chunk by chunk; most members learn from any row."""
     shapes = jax.eval_shape(rows.take, jnp.int32(0))
-    room = jnp.concatenate([split.order, jnp.zeros(_CHUNK, split.order.dtype)])
 
     def add(i: Array, moments: PyTree) -> PyTree:
-        slots = lax.dynamic_slice_in_dim(room, split.held + i * _CHUNK, _CHUNK)
-        valid = i * _CHUNK + jnp.arange(_CHUNK) < split.train
+        slots = i * _CHUNK + jnp.arange(_CHUNK)
+        chunk = rows.take(jnp.minimum(slots, rows.capacity - 1))
+        valid = slots < rows.count
         return jax.tree.map(
-            lambda old, new: old.add(new, valid), moments, rows.take(slots), is_leaf=lambda x: isinstance(x, Moments)
+            lambda old, new: old.add(new, valid), moments, chunk, is_leaf=lambda x: isinstance(x, Moments)
         )
 
     empty = jax.tree.map(lambda x: Moments.empty(x.shape), shapes)
-    return lax.fori_loop(0, (split.train + _CHUNK - 1) // _CHUNK, add, empty)
+    return lax.fori_loop(0, (rows.count + _CHUNK - 1) // _CHUNK, add, empty)
 
 
 def training_rows(
-    settings: Fit,
-    members: int,
-    held: Int[Array, ""],
-    train: Int[Array, ""],
-    capacity: int,
-    key: PRNGKeyArray,
+    settings: Fit, members: int, train: Int[Array, ""], capacity: int, key: PRNGKeyArray
 ) -> Int[Array, "K capacity"]:
-    """Which rows of the split each member learns from, all in [held, held + train); the first `train` are one pass."""
+    """Which of `train` rows each member learns from; the first `train` are one pass."""
     if settings.bootstrap:
         drawn = jax.random.bits(key, (members, capacity))  # so many that the remainder is as good as uniform
     else:
         drawn = jax.vmap(lambda k: _shuffled(train, capacity, k))(jax.random.split(key, members))
-    return held + (drawn % jnp.maximum(train, 1).astype(drawn.dtype)).astype(jnp.int32)
+    return (drawn % jnp.maximum(train, 1).astype(drawn.dtype)).astype(jnp.int32)
 
 
 def _shuffled(
@@ -357,7 +362,8 @@ def _train(
     def update(i: Array, state: tuple[Any, optax.OptState, Array]) -> tuple[Any, optax.OptState, Array]:
         weights, optimiser, total = state
         valid = _valid(settings, i, split.train)
-        chosen = split.order[table[:, lax.dynamic_slice_in_dim(columns, i * settings.batch, settings.batch)]]
+        places = table[:, lax.dynamic_slice_in_dim(columns, i * settings.batch, settings.batch)]
+        chosen = jnp.take_along_axis(split.order, split.first + places, axis=1)
         value, gradients = jax.value_and_grad(loss)(weights, rows.take(chosen), valid)
         changes, optimiser = model.optimiser.update(gradients, optimiser)
         return optax.apply_updates(weights, changes), optimiser, total + value
@@ -379,12 +385,12 @@ def _validate(
     """Mean errors on the held-out rows, batch by batch, so that few rows cost little whatever the capacity."""
 
     def add(i: Array, totals: Errors) -> Errors:
-        slots = lax.dynamic_slice_in_dim(split.order, i * settings.batch, settings.batch)
+        slots = lax.dynamic_slice_in_dim(split.order, i * settings.batch, settings.batch, axis=1)
         errors = model.errors(ensemble, rows.take(slots), scales)
-        valid = _valid(settings, i, split.held)[None]
+        valid = i * settings.batch + jnp.arange(settings.batch)[None] < split.held[:, None]
         return jax.tree.map(lambda total, new: total + jnp.sum(jnp.where(valid, new, 0.0), axis=1), totals, errors)
 
-    batches = (split.held + settings.batch - 1) // settings.batch
+    batches = (split.first + settings.batch - 1) // settings.batch
     zeros = jnp.zeros(model.members)
     totals = lax.fori_loop(0, batches, add, Errors(zeros, zeros))
     return jax.tree.map(lambda total: total / jnp.maximum(split.held, 1), totals)

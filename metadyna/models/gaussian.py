@@ -289,10 +289,10 @@ class GaussianEnsemble(Settings):
         )
 
     def errors(self, ensemble: Ensemble, examples: Examples, scales: tuple[Moments, Moments]) -> Errors:
-        """Every member's errors on the same rows [n, ...], averaged over outputs."""
+        """Every member's errors on its own rows [K, n, ...], averaged over outputs."""
         inputs, targets = examples
-        mean, log_variance = ensemble.predict_all(inputs)
-        residual = mean - targets[None]
+        mean, log_variance = ensemble.predict(inputs)
+        residual = mean - targets
         squared = (residual / scales[1].std[None, None]) ** 2
         likelihood = residual**2 * jnp.exp(-log_variance) + log_variance
         return Errors(jnp.mean(squared, axis=-1), jnp.mean(likelihood, axis=-1))

@@ -127,33 +127,38 @@ def test_noise_is_told_from_the_mean():
 # --- rows
 
 
-def arranged(settings, count, capacity, key=KEY):
-    """Slots in their order, how many of them are held out, and how many are learnt from."""
-    order, held, train = jax.jit(partial(_split, settings))(rows_of(jnp.arange(capacity), count), key)
-    return order[:capacity], held, train
+def arranged(settings, count, capacity, key=KEY, members=4):
+    """Every member's slots in their order, and how many of which kind there are."""
+    split = jax.jit(partial(_split, settings, members))(rows_of(jnp.arange(capacity), count), key)
+    return split._replace(order=split.order[:, :capacity])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 100, 128])
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_no_member_learns_from_a_held_out_or_an_unused_row(count, bootstrap):  # T17
     settings = Fit(bootstrap=bootstrap, max_holdout=15)
-    order, held, train = arranged(settings, count, CAPACITY)
-    np.testing.assert_array_equal(np.sort(order[:count]), np.arange(count))
-    np.testing.assert_array_equal(np.sort(order), np.arange(CAPACITY))
-    chosen = held_out(settings, rows_of(jnp.arange(CAPACITY), count))
-    np.testing.assert_array_equal(np.sort(order[:held]), np.flatnonzero(chosen))
-    assert held == min(count, 1) if count < 4 else abs(held - min(count / 5, 15)) <= 1
-    assert train == count - held
-    rows = training_rows(settings, 4, held, train, CAPACITY, KEY)
+    order, held, first, train = arranged(settings, count, CAPACITY)
+    np.testing.assert_array_equal(np.sort(order[:, :count]), np.tile(np.arange(count), (4, 1)))
+    np.testing.assert_array_equal(np.sort(order), np.tile(np.arange(CAPACITY), (4, 1)))
+    chosen = held_out(settings, 4, rows_of(jnp.arange(CAPACITY), count))
+    np.testing.assert_array_equal(held, np.asarray(chosen).sum(axis=1))
+    if count < 4:
+        np.testing.assert_array_equal(held, min(count, 1))
+    else:
+        np.testing.assert_allclose(held, min(count / 5, 15), atol=1)
+    assert (first, train) == (max(held), count - max(held))
+    rows = training_rows(settings, 4, train, CAPACITY, KEY)
     assert rows.shape == (4, CAPACITY)
-    learnt = np.asarray(order)[rows]
+    learnt = np.take_along_axis(np.asarray(order), first + rows, axis=1)
     if train == 0:
         return  # no epoch is run
-    assert not np.isin(learnt, order[:held]).any()
+    for mine, row, slots, validated in zip(np.asarray(chosen), learnt, np.asarray(order), held, strict=True):
+        assert not mine[row].any()
+        assert mine[slots[:validated]].all()
     assert (learnt < count).all()
     if not bootstrap:
-        for row in learnt[:, :train]:
-            np.testing.assert_array_equal(np.sort(row), np.sort(order[held:count]))
+        for row, slots in zip(learnt[:, :train], np.asarray(order), strict=True):
+            np.testing.assert_array_equal(np.sort(row), np.sort(slots[first:count]))
     elif count == 128:
         shares = [len(np.unique(row)) / train for row in learnt[:, :train]]
         np.testing.assert_allclose(shares, 1 - np.exp(-1), atol=0.1)
@@ -161,7 +166,7 @@ def test_no_member_learns_from_a_held_out_or_an_unused_row(count, bootstrap):  #
 
 @pytest.mark.parametrize("count", [0, 10, 624, 625, 626, 2500, 2501, 9999, 10_000])
 def test_a_large_store_is_shuffled_as_far_as_it_is_used(count):
-    order, _, _ = arranged(PETS, count, 10_000)
+    order = arranged(PETS, count, 10_000).order[0]
     np.testing.assert_array_equal(np.sort(order[:count]), np.arange(count))
     np.testing.assert_array_equal(np.sort(order[count:]), np.arange(count, 10_000))
     if count > 100:  # a used row is as likely to come first as last
@@ -169,7 +174,9 @@ def test_a_large_store_is_shuffled_as_far_as_it_is_used(count):
 
 
 def test_the_order_is_drawn_anew_and_those_held_out_stay():
-    (first, held, _), (second, _, _) = (arranged(Fit(), 100, CAPACITY, jax.random.key(i)) for i in range(2))
+    (first, held, *_), (second, *_) = (arranged(Fit(), 100, CAPACITY, jax.random.key(i), 1) for i in range(2))
+    first, second = first[0], second[0]
+    held = int(held[0])
     np.testing.assert_array_equal(np.sort(first[:held]), np.sort(second[:held]))
     assert not np.array_equal(first[:held], second[:held])
     assert np.mean(first[held:100] == second[held:100]) < 0.1
@@ -179,27 +186,38 @@ def test_the_order_is_drawn_anew_and_those_held_out_stay():
     "settings", [Fit(), Fit(holdout=0.33), Fit(max_holdout=5), Fit(holdout=0.05)], ids=["MBPO", "ME-TRPO", "few", "5%"]
 )
 @pytest.mark.parametrize("laps", [0, 2**26 - 2], ids=["from the first", "as 32 bits run over"])
-def test_a_row_that_was_learnt_from_is_never_validated_on(settings, laps):
+def test_no_member_validates_on_a_row_that_it_once_learnt_from(settings, laps):
     """While the ring fills and is overwritten three times over, by batches of any size; the share is always kept."""
-    capacity, added, learnt = 64, 0, set()
+    capacity, added, members = 64, 0, 3
+    learnt = [set() for _ in range(members)]
     ring = replay.Ring(-1 - jnp.arange(capacity), jnp.int32(0), jnp.int32(laps))
-    hold_out = jax.jit(lambda ring: held_out(settings, Rows(ring, as_they_are)))
+    hold_out = jax.jit(lambda ring: held_out(settings, members, Rows(ring, as_they_are)))
     for count in np.random.default_rng(0).integers(1, 9, 60):
         ring = replay.add(ring, jnp.arange(added, added + count))
         added += int(count)
         size = int(replay.size(ring))
-        held, number = np.asarray(hold_out(ring))[:size], np.asarray(ring.items)[:size]
-        assert not learnt & set(number[held].tolist())
-        learnt |= set(number[~held].tolist())
+        number = np.asarray(ring.items)[:size]
         share = min(settings.holdout, settings.max_holdout / size)
-        assert max(1, share * size - 2) <= held.sum() <= share * size + 2
+        for known, held in zip(learnt, np.asarray(hold_out(ring))[:, :size], strict=True):
+            assert not known & set(number[held].tolist())
+            known |= set(number[~held].tolist())
+            assert max(1, share * size - 2) <= held.sum() <= share * size + 2
     assert added > 3 * capacity
+
+
+@pytest.mark.parametrize("members", [5, 7])
+def test_every_row_is_learnt_from_by_most_members(members):
+    """A fifth held out by each: no row is kept from more than two of seven, and none of five from more than one."""
+    held = np.asarray(held_out(Fit(), members, rows_of(jnp.arange(1000), 1000)))
+    assert held.sum(axis=0).max() == np.ceil(members / 5)
+    assert held.sum(axis=0).min() == members // 5
+    np.testing.assert_allclose(held.mean(axis=1), 0.2, atol=0.002)
 
 
 def test_rows_are_given_up_to_learn_from_as_the_share_falls():
     """Who is held out of many was held out of few, and those few are spread over what is stored."""
     settings, capacity = Fit(max_holdout=20), 1000
-    few, many = (np.flatnonzero(held_out(settings, rows_of(jnp.arange(capacity), n))) for n in (100, 1000))
+    few, many = (np.flatnonzero(held_out(settings, 1, rows_of(jnp.arange(capacity), n))[0]) for n in (100, 1000))
     assert len(few) == pytest.approx(20, abs=1)
     assert len(many) == pytest.approx(20, abs=1)
     assert set(many[many < 100]) < set(few)
@@ -314,10 +332,10 @@ def test_members_end_with_their_best_weights():
         settings = Fit(batch=8, patience=10**6, max_epochs=epochs, bootstrap=False)
         state, metrics = run(settings, model, inputs, targets)
         ends.append(metrics["fit/holdout_mse"])
-        held = np.flatnonzero(held_out(settings, rows_of((inputs, targets), CAPACITY)))
-        mean, _ = state.ensemble.predict_all(inputs[held])
-        unit = targets[np.setdiff1d(np.arange(CAPACITY), held)].std(0)
-        lasts.append((((mean - targets[held][None]) / unit[None, None]) ** 2).mean())
+        held = np.asarray(held_out(settings, 3, rows_of((inputs, targets), CAPACITY)))
+        mean, _ = state.ensemble.predict_all(inputs)
+        squared = (((mean - targets[None]) / targets.std(0)[None, None]) ** 2).mean(-1)
+        lasts.append(np.mean([error[mine].mean() for error, mine in zip(np.asarray(squared), held, strict=True)]))
     np.testing.assert_allclose(ends, lasts, rtol=1e-4)  # the weights are those of the reported error
     assert ends[0] >= ends[1] >= ends[2]
 
