@@ -14,10 +14,9 @@ Names: M `tasks`, K `model.members`, N `episodes`, α `outer.inner.rate`. The en
 Differences from the authors' code: the policies that collect are adapted from the latest θ, not from the one before
 its last step. Nothing is learnt before the random steps are over. Imagined episodes are cut where they end, and not
 followed by others; observations are kept near the data, there within ±1000. Actions are clipped before the model and
-the reward see them. Fits stop by patience, not by a running average; no weight normalisation. The rows that are held
-out are the same for all members (theirs: drawn for each), which differ by their first weights, by the order of the
-rows, and with `fit.bootstrap` by the rows. The policy's last layer is drawn small, and log standard deviations stay in
-[-5, 2]. Ends of episodes are learnt from too. Evaluation takes the mean action of π_θ.
+the reward see them. Fits stop by patience, not by a running average; no weight normalisation. The rows that a member
+holds out are its own, as theirs, but for life. The policy's last layer is drawn small, and log standard deviations
+stay in [-5, 2]. Ends of episodes are learnt from too. Evaluation takes the mean action of π_θ.
 """
 
 from dataclasses import dataclass
