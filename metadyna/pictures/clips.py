@@ -69,8 +69,8 @@ def render(
             takes += frames
         else:
             scored = trial.score != "last" or number == len(trial.names)
-            title = f"{number}. {what}" + ("" if scored else " (not scored)")
-            frames, record = _episode(env, alone, episode, title, scored, size)
+            what = f"{number}. {what}" + ("" if scored else " (not scored)")
+            frames, record = _episode(env, alone, episode, what, scored, size)
             takes += frames
         shown.append({"name": what, **record})
     _write(out, takes, filmed=camera is not None)
@@ -150,5 +150,5 @@ def _episode(
         frames.append(captioned(picture(env, task, state, size), name, label))
         boards.append(text(env, task, state))
     frames += [frames[-1]] * PAUSE_FRAMES
-    record = {"name": name, "length": length, "actions": [action.name for action in actions], "boards": boards}
+    record = {"length": length, "actions": [action.name for action in actions], "boards": boards}
     return frames, {**record, "return": float(rewards.sum())} if scored else record

@@ -19,6 +19,7 @@ from minari.data_collector import EpisodeBuffer
 
 from metadyna import cli, envs
 from metadyna.collect.device import DeviceCollector
+from metadyna.collect.host import HostCollector
 from metadyna.data import datasets
 from metadyna.data.source import Gathering
 from metadyna.envs.control import OneTask
@@ -476,6 +477,12 @@ def test_a_task_that_only_looks_alike_is_refused(root):
     assert len(datasets.read("test/rooms-v0", labyrinth.spec).reward) == 30  # who asks for nothing is told nothing
     gathering = Gathering(dataset="test/rooms-v0")
     assert refused(gathering.load, DeviceCollector(labyrinth, OneTask()), jax.random.key(0)) == line
+
+
+def test_simulators_are_not_walked_at_random():
+    family = envs.make("inverted-pendulum")
+    told = refused(Gathering().load, HostCollector(family.env, family.train), jax.random.key(0))
+    assert told == "random transitions are gathered from pure environments alone; name a data set to learn from"
 
 
 def edit(path, field, change):

@@ -205,6 +205,18 @@ def test_no_member_validates_on_a_row_that_it_once_learnt_from(settings, laps):
     assert added > 3 * capacity
 
 
+def test_what_is_held_out_is_not_learnt_from_and_all_else_is():
+    """Targets that are not numbers spoil the loss wherever they are learnt from."""
+    inputs, targets, _ = linear_system()
+    alone = replace(ALL, members=1, elites=1)
+    held = np.asarray(held_out(ONCE, 1, rows_of(inputs, CAPACITY)))[0]
+    _, metrics = run(ONCE, alone, inputs, targets.at[held].set(jnp.nan))
+    assert np.isfinite(metrics["fit/train_loss"])
+    for row in np.flatnonzero(~held)[::20]:
+        _, metrics = run(ONCE, alone, inputs, targets.at[row].set(jnp.nan))
+        assert not np.isfinite(metrics["fit/train_loss"])
+
+
 @pytest.mark.parametrize("members", [5, 7])
 def test_every_row_is_learnt_from_by_most_members(members):
     """A fifth held out by each: no row is kept from more than two of seven, and none of five from more than one."""
