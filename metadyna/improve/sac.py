@@ -115,7 +115,7 @@ class SAC(Settings):
     def _step_actor(
         self, learner: SACLearner, batch: Transition, key: PRNGKeyArray, shown: Shown
     ) -> tuple[SACLearner, dict[str, Float[Array, ""]]]:
-        """Towards what the critics value, but not at once."""
+        """Towards actions that the critics value, at the price of their certainty. eq. 9"""
         temperature, critics = jnp.exp(learner.log_temperature), learner.critics
         seen = jax.lax.stop_gradient(shown(critics, batch.obs))
 
