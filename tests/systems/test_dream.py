@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -313,6 +313,42 @@ def test_a_trial_is_its_named_episodes_on_the_given_tasks(name):
         assert ((lengths >= 1) & (lengths <= FAMILY.env.horizon)).all()
     # Before it sees anything of the problem, a greedy explorer does the same everywhere.
     assert name == "oracle" or len(set(explored(lived).action[0].tolist())) == 1
+
+
+@dataclass(frozen=True)
+class Watching(DeviceCollector):
+    """A collector that remembers who played what, with which memory."""
+
+    seen: list = field(default_factory=list, compare=False)
+
+    def episodes(self, act, params, carry, tasks, key, before=None):
+        self.seen.append((carry, tasks))
+        return super().episodes(act, params, carry, tasks, key, before)
+
+
+def watched(settings, tasks, key):
+    """Memories and tasks of both episodes of a trial."""
+    collector = Watching(FAMILY.env, FAMILY.train)
+    settings.trial(settings.params(settings.init(COLLECTOR, KEY)), collector, tasks, key)
+    return collector.seen
+
+
+def test_an_exploration_ends_at_a_goal_of_its_own():
+    tasks = FAMILY.test.enumerate()
+    (_, hidden), (_, shown) = watched(VARIANTS["feed-forward"], tasks, KEY)
+    assert_same(shown, tasks)
+    np.testing.assert_array_equal(hidden.problem, tasks.problem)
+    goals = [tuple(goal) for goal in hidden.goal.tolist()]
+    assert set(goals) <= set(FAMILY.env.goals)
+    same = np.mean((np.asarray(hidden.goal) == np.asarray(tasks.goal)).all(axis=1))
+    assert same == pytest.approx(1 / len(FAMILY.env.goals), abs=0.15)
+
+
+def test_contexts_of_new_tasks_have_no_noise():
+    loud = replace(VARIANTS["oracle"], context=Told(width=8, noise=100.0))
+    contexts = [watched(loud, FAMILY.test.enumerate(), jax.random.key(i))[1][0][2] for i in range(2)]
+    np.testing.assert_array_equal(*contexts)
+    assert np.abs(contexts[0]).max() < 50
 
 
 # --- settings

@@ -86,6 +86,20 @@ def test_an_evaluation_adapts_to_every_task_from_the_same_start():
     assert same_rounds.tolist() == [True, False, False, False]
 
 
+def test_an_evaluation_goes_on_with_smaller_steps_than_training_has():
+    """From copies of what was learnt, one whole step as in training, then halves."""
+    collector, tasks = Watching(), jax.tree.map(lambda x: x[:2], FAMILY.test.enumerate())
+    meta = SMALL.init(COLLECTOR, KEY).meta
+    SMALL.trial(meta, collector, tasks, KEY)
+    policies, _, rounds = zip(*collector.seen, strict=True)
+    expected = SMALL.outer.copies(meta, 2)
+    for number, factor in enumerate((1.0, 0.5, 0.5)):
+        same(policies[number], expected, rtol=1e-4, atol=1e-5)
+        weighed = SMALL.outer.weigh(rounds[number], meta.weights.inputs)
+        expected = SMALL.outer.adapt(meta, expected, weighed, number, factor)
+    same(policies[3], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_rectified_policy_answers_to_places_far_away_and_one_with_tanh_does_not():
     means = {}
     for activation in ("relu", "tanh"):
