@@ -216,7 +216,7 @@ def bench_mbpo(peak: float, width: int) -> dict[str, Any]:
     program = loop.build(replace(PRESETS["mbpo"]["quick"], system=system, task="half-cheetah", chunk=1))
     state, _, _ = program.chunk(program.init())
     state, _, _ = program.chunk(state)
-    one: Any = jax.tree.map(lambda x: x[0], state).system
+    one: Any = jax.tree.map(lambda x: x[0], program.stacked(state)).system
     lived = jax.tree.map(lambda x: x[None], _rows(1))
     state, improve = one._replace(env=(), steps=jnp.int32(100)), compiled(system._improve, 0, donate=True)
 
