@@ -25,7 +25,7 @@ demo: install
 	$(BIN)/metadyna render runs/demo --out runs/demo/clip.gif
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

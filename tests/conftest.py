@@ -38,6 +38,13 @@ def forget_programs():
     _kept["bytes"] = resident()
 
 
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector, which the compiler's objects call often, need not look at it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture(autouse=True)
 def little_memory():
     """Forget compiled programs before they use up the memory."""

@@ -4,6 +4,7 @@ import atexit
 import functools
 import shutil
 import tempfile
+from copy import copy as copy_of
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from metadyna.policies.squashed import ActorCritic
 from metadyna.provenance.hashes import state_sha256
 from metadyna.runs import cache, loop
 from metadyna.runs.config import Config
+from metadyna.runs.program import DeviceProgram, Program
 from metadyna.search.cem import CEM
 from metadyna.search.random import RandomShooting
 from metadyna.systems.crar import CRAR
@@ -126,7 +128,22 @@ def tiny(name: str, task: str = "pendulum", **changes: Any) -> Config:
 
 
 PROGRAM = loop.build
-SHARED = functools.cache(PROGRAM)
+
+
+@functools.cache
+def _first(config: Config) -> Program:
+    return PROGRAM(config)
+
+
+@functools.cache
+def shared(config: Config) -> Program:
+    """The program of a configuration; those that differ in what is no part of the compiled functions have the same."""
+    first = _first(replace(config, seed=0, steps=1, eval_every=1, stop_at=None, checkpoint_seconds=0.0))
+    if not isinstance(first, DeviceProgram):
+        return PROGRAM(config)  # whose compiled functions are shared by their settings
+    program = copy_of(first)
+    vars(program).update(config=config, _compiled=first._compiled, _evaluations=first._evaluations)
+    return program
 
 
 @functools.cache
@@ -146,7 +163,7 @@ def trained(config: Config = TINY) -> loop.Result:
 def compiled_once():
     """Compile each configuration once per process, and each program once for all the processes of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build", SHARED)
+        patch.setattr(loop, "build", shared)
         patch.setenv("XDG_CACHE_HOME", str(home() / "cache"))
         before = jax.config.jax_compilation_cache_dir
         compilation_cache.reset_cache()  # JAX may have decided to go without

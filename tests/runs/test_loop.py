@@ -21,7 +21,7 @@ from metadyna.provenance.hashes import state_sha256
 from metadyna.runs import checkpoint, loop
 from metadyna.runs.checkpoint import Checkpoints
 from metadyna.systems.dream import DREAM
-from tests.tiny import PROGRAM, SHARED, TINY, compiled_once, copy, home, sha256, tiny, trained  # noqa: F401
+from tests.tiny import PROGRAM, TINY, compiled_once, copy, home, sha256, shared, tiny, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -285,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
-    program, calls = SHARED(TINY), []
+    program, calls = shared(TINY), []
     chunk = program.chunk
 
     def diverge(state):
