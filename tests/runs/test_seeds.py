@@ -42,6 +42,11 @@ def together():
     return loop.run(TOGETHER, home() / "together", progress=False)
 
 
+@functools.cache
+def alone(k):
+    return loop.run(replace(TOGETHER, seed=k, seeds=1), home() / f"alone-{k}", progress=False)
+
+
 def simulate(start, scale):
     """Loops whose number of rounds differs between seeds."""
     rounds = jnp.int32(start)
@@ -93,15 +98,14 @@ assert len(jax.devices()) == 2
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, cwd=root, timeout=120)
 
 
-def test_seeds_together_equal_each_seed_alone(tmp_path):
+def test_seeds_together_equal_each_seed_alone():
     record = loop.inspect(together().folder)
     stopped = np.asarray(together().state.stopped)
     assert 0 < stopped.sum() < 3
     assert len(set(record["iteration"])) > 1
     for k in range(3):
-        alone = loop.run(replace(TOGETHER, seed=k, seeds=1), tmp_path / str(k), progress=False)
-        assert loop.inspect(alone.folder)["seed_sha256"] == [record["seed_sha256"][k]]
-        assert bool(alone.state.stopped[0]) == bool(stopped[k])
+        assert loop.inspect(alone(k).folder)["seed_sha256"] == [record["seed_sha256"][k]]
+        assert bool(alone(k).state.stopped[0]) == bool(stopped[k])
 
 
 def test_seeds_that_were_interrupted_together_end_together(tmp_path):
@@ -110,7 +114,7 @@ def test_seeds_that_were_interrupted_together_end_together(tmp_path):
     assert loop.inspect(whole.folder)["state_sha256"] == loop.inspect(together().folder)["state_sha256"]
 
 
-def test_a_seed_that_has_stopped_does_not_move_the_others(tmp_path, monkeypatch):
+def test_a_seed_that_has_stopped_does_not_move_the_others():
     """Each seed's returns are logged, and drawn, at its own steps, those that it has when alone."""
     rows = together().metrics
     stopped = np.asarray(together().state.stopped)
@@ -124,9 +128,8 @@ def test_a_seed_that_has_stopped_does_not_move_the_others(tmp_path, monkeypatch)
     )
     curves = plots._curves(together().folder, "train/episode_return")
     for k in range(3):
-        alone = loop.run(replace(TOGETHER, seed=k, seeds=1), tmp_path / str(k), progress=False)
         for metric in ("train/episode_return", "eval/return"):
-            of_one, of_all = plots._curves(alone.folder, metric)[0], plots._curves(together().folder, metric)[k]
+            of_one, of_all = plots._curves(alone(k).folder, metric)[0], plots._curves(together().folder, metric)[k]
             both = np.isin(of_all.steps, of_one.steps)  # in company a seed is evaluated where the others are due, too
             np.testing.assert_array_equal(of_all.steps[both], of_one.steps)
             np.testing.assert_array_equal(of_all.values[both], of_one.values)
