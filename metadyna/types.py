@@ -471,8 +471,8 @@ class Collector(Protocol):
     ) -> Made:
         """Compile and call `function(*static, *arguments)`, which does not collect.
 
-        With `spend` the first argument is not needed any more: whoever made the collector has decided whether its
-        memory may then be used for the result.
+        With `spend` the first argument is not needed any more, and may not be read again: whoever made the collector
+        has decided whether its memory is then used for the result.
         """
         ...
 

@@ -10,6 +10,7 @@ from metadyna import cli, envs
 from metadyna.experiments import figures
 from metadyna.experiments.presets import PRESETS
 from metadyna.runs import config, loop
+from metadyna.systems import SYSTEMS
 from tests.tiny import TINY, compiled_once, copy, home, sha256, trained  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -57,8 +58,17 @@ def test_list_knows_everything(metadyna):
     listed = json.loads(metadyna("list --json")[1])
     assert listed["tasks"].keys() == envs.TASKS.keys()
     assert listed["presets"] == {system: list(presets) for system, presets in PRESETS.items()}
+    assert set(PRESETS) == set(SYSTEMS)
+    assert all("quick" in presets for presets in PRESETS.values())  # what `train` takes if it is told nothing
     assert listed["figures"].keys() == figures.FIGURES.keys()
     assert "96 test tasks" in listed["tasks"]["city-5x5"]
+
+
+def test_a_system_without_presets_is_not_called_unknown(metadyna, monkeypatch):
+    monkeypatch.delitem(PRESETS, "sac")
+    code, _, complained = metadyna("train sac")
+    assert code != 0
+    assert complained.startswith("metadyna: system 'sac' has no presets")
 
 
 def test_evaluate_agrees_with_python(metadyna):

@@ -7,7 +7,7 @@ from typing import Any
 from metadyna.adapt.context import EncoderDecoder
 from metadyna.adapt.gradient import GradientSteps
 from metadyna.data.source import Gathering
-from metadyna.errors import unknown
+from metadyna.errors import UserError, unknown
 from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.ddqn import DDQN
 from metadyna.improve.execution import FeedForward
@@ -21,6 +21,7 @@ from metadyna.planning.mpc import MPC
 from metadyna.policies.squashed import ActorCritic
 from metadyna.runs.config import Config
 from metadyna.search.cem import CEM
+from metadyna.systems import SYSTEMS
 from metadyna.systems.crar import CRAR
 from metadyna.systems.dream import DREAM
 from metadyna.systems.gmas import GMAS, FarDiscount, ModelError
@@ -357,8 +358,10 @@ PRESETS: Mapping[str, Mapping[str, Config]] = {
 
 def preset(system: str, name: str) -> Config:
     """Look a preset up."""
+    if system not in SYSTEMS:
+        raise unknown("system", system, SYSTEMS)
     if system not in PRESETS:
-        raise unknown("system", system, PRESETS)
+        raise UserError(f"system '{system}' has no presets; add one to `experiments.presets.PRESETS`")
     if name not in PRESETS[system]:
         raise unknown("preset", name, PRESETS[system])
     return PRESETS[system][name]
