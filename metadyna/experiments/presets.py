@@ -139,9 +139,7 @@ MPC_RS_QUICK = replace(PETS_QUICK, system=RandomShootingMPC())
 """The same with one deterministic network and random shooting."""
 
 PPO_QUICK = Config(
-    system=ProximalPolicyOptimisation(
-        PPO(learning_rate=1e-3, minibatches=64), normalise=False, parallel=4, collect=1_024, discount=0.9
-    ),
+    system=ProximalPolicyOptimisation(PPO(minibatches=64), normalise=False, parallel=4, collect=1_024, discount=0.9),
     task="pendulum",
     steps=200_000,
     chunk=5,
