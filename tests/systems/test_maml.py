@@ -39,20 +39,26 @@ def test_every_round_is_lived_by_the_policies_that_the_round_before_led_to():
     # With much damping conjugate gradients come out the same in whatever order numbers of 32 bits are added up.
     system = replace(SMALL, outer=MetaTRPO(GradientSteps(rate=0.3, steps=2), trust=TRPO(damping=0.1)))
     state = system.init(COLLECTOR, KEY)
-    collector = Watching()
-    after, _ = system.iterate(state, collector, KEY)
-    policies, tasks, rounds = zip(*collector.seen, strict=True)
+
+    @jax.jit
+    def iterate(state):
+        collector = Watching()
+        return system.iterate(state, collector, KEY)[0], collector.seen
+
+    after, seen = iterate(state)
+    policies, tasks, rounds = zip(*seen, strict=True)
+    adapt = jax.jit(system.outer.adapt, static_argnums=3)
     assert len(rounds) == 3
     expected, inputs = system.outer.copies(state.meta, 3), state.meta.weights.inputs
     for number, lived in enumerate(rounds):
         same(policies[number], expected, rtol=1e-4, atol=1e-5)
         same(tasks[number], tasks[0])
-        expected = system.outer.adapt(state.meta, expected, system.outer.weigh(lived, inputs), number)
+        expected = adapt(state.meta, expected, system.outer.weigh(lived, inputs), number)
     assert len(np.unique(tasks[0].position)) == 6
     assert not np.array_equal(rounds[0].action, rounds[1].action)
     assert after.steps == sum(valid_steps(lived.last).sum() for lived in rounds)
     # and the outer step is on these rounds
-    told = system.outer.update(
+    told = jax.jit(system.outer.update)(
         state.meta, state.optimiser, tuple(system.outer.weigh(lived, inputs) for lived in rounds)
     )
     same(after.meta, told[0], rtol=1e-3, atol=1e-4)
