@@ -107,7 +107,7 @@ ABSTRACT = {
 ITERATION = {
     "sac": 1, "mbpo": 10, "ppo": 40, "trpo": 40, "crar": 5, "gmas": 5,
     "e-maml": 800, "maml": 1200, "rl2": 800, "promp": 800, "mb-mpo": 400,
-    ("maml", "inverted-pendulum"): 20,
+    ("maml", "inverted-pendulum"): 20, ("e-maml", "inverted-pendulum"): 20, ("promp", "inverted-pendulum"): 20,
     ("mb-mpo", "inverted-pendulum"): 10, ("rl2", "inverted-pendulum"): 10, ("rl2", "city-5x5"): 40,
 }  # fmt: skip
 """Steps of an iteration, where they are not about 20."""

@@ -21,6 +21,8 @@ TABLE = [
     ("pets", "inverted-pendulum"),
     ("mbpo", "inverted-pendulum"),
     ("maml", "inverted-pendulum"),
+    ("e-maml", "inverted-pendulum"),
+    ("promp", "inverted-pendulum"),
     ("mb-mpo", "inverted-pendulum"),
     ("ppo", "gym::Pendulum-v1"),
     ("rl2", "inverted-pendulum"),

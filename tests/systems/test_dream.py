@@ -209,7 +209,7 @@ def acted(trained, parity, state, seed):
 def depend(trained, parity, *parts):
     """Which of these episodes change, for some key, with each of some parts of the acting networks."""
     state, depends = trained.states[parity], {part: np.zeros(4, bool) for part in parts}
-    for seed in range(6):
+    for seed in range(8):
         untouched = acted(trained, parity, state, seed)
         for part, changes in depends.items():
             weights = shaken(part, state.execute.weights, seed)
