@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from metadyna.settings import Settings
 
@@ -17,6 +17,16 @@ Objective = Callable[[Any], Float[Array, ""]]
 
 def _itself(weights: Any) -> Any:
     return weights
+
+
+class _Search(NamedTuple):
+    """A line search: how many lengths were tried, where the last one leads, and whether it was accepted."""
+
+    tries: Int[Array, ""]
+    moved: Float[Array, "n"]
+    gain: Float[Array, ""]
+    divergence: Float[Array, ""]
+    done: Bool[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -55,39 +65,37 @@ class TRPO(Settings):
             bent = jax.jvp(jax.grad(kl), (said,), (push(direction),))[1]
             return pull(bent)[0] + self.damping * direction
 
-        direction = conjugate_gradient(fisher, slope, self.cg_iterations)
-        curvature = direction @ fisher(direction)
-        longest = jnp.sqrt(2 * self.max_kl / jnp.maximum(curvature, 1e-12))  # appendix C
+        direction, image = conjugate_gradient(fisher, slope, self.cg_iterations)
+        longest = jnp.sqrt(2 * self.max_kl / jnp.maximum(direction @ image, 1e-12))  # appendix C
 
-        def accepted(moved: Array) -> Array:
+        def try_next(search: _Search) -> _Search:
+            moved = start + longest * self.shrink**search.tries * direction
             there = unravel(moved)
-            better, near = surrogate(there) > value, kl(policy(there)) <= self.max_kl
-            return better & near & jnp.all(jnp.isfinite(moved))
+            gain, divergence = surrogate(there) - value, kl(policy(there))
+            done = (gain > 0) & (divergence <= self.max_kl) & jnp.all(jnp.isfinite(moved))
+            return _Search(search.tries + 1, moved, gain, divergence, done)
 
-        def try_next(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            tries, _, _ = state
-            moved = start + longest * self.shrink**tries * direction
-            return tries + 1, moved, accepted(moved)
+        def searching(search: _Search) -> Array:
+            return (search.tries < self.backtracks) & ~search.done
 
-        def searching(state: tuple[Array, Array, Array]) -> Array:
-            tries, _, done = state
-            return (tries < self.backtracks) & ~done
-
-        tries, moved, done = lax.while_loop(searching, try_next, (jnp.int32(0), start, jnp.bool_(False)))
-        final = unravel(jnp.where(done, moved, start))
+        nothing = _Search(jnp.int32(0), start, jnp.float32(0), jnp.float32(0), jnp.bool_(False))
+        found = lax.while_loop(searching, try_next, nothing)
         metrics = {
-            "surrogate_gain": jnp.where(done, surrogate(final) - value, 0.0),
-            "kl": kl(policy(final)),
-            "rejected": 1.0 - done,
-            "backtracks": tries - 1.0,
+            "surrogate_gain": jnp.where(found.done, found.gain, 0.0),
+            "kl": jnp.where(found.done, found.divergence, 0.0),
+            "rejected": 1.0 - found.done,
+            "backtracks": found.tries - 1.0,
         }
-        return final, metrics
+        return unravel(jnp.where(found.done, found.moved, start)), metrics
 
 
 def conjugate_gradient(
     product: Callable[[Float[Array, "n"]], Float[Array, "n"]], right: Float[Array, "n"], iterations: int
-) -> Float[Array, "n"]:
-    """Solve A x = right for a positive definite A that is known by its products (Hestenes and Stiefel 1952)."""
+) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    """Solve A x = right for a positive definite A that is known by its products (Hestenes and Stiefel 1952).
+
+    Returns x and A x, which is `right` but for the residual.
+    """
 
     def refine(_: Any, state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         x, residual, direction, squared = state
@@ -101,4 +109,5 @@ def conjugate_gradient(
         return x, residual, residual + ratio * direction, new
 
     start = jnp.zeros_like(right), right, right, right @ right
-    return lax.fori_loop(0, iterations, refine, start)[0]
+    x, residual, _, _ = lax.fori_loop(0, iterations, refine, start)
+    return x, right - residual

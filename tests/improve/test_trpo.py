@@ -60,19 +60,24 @@ def test_conjugate_gradients_solve_what_a_dense_solver_does(seed):
     matrix = root @ root.T + 0.5 * np.eye(5)
     dense = jnp.asarray(matrix, jnp.float32)
     for iterations in (5, 12, 50):  # on from the solution nothing goes wrong
-        x = conjugate_gradient(lambda v: dense @ v, jnp.asarray(right, jnp.float32), iterations)
+        x, image = conjugate_gradient(lambda v: dense @ v, jnp.asarray(right, jnp.float32), iterations)
         np.testing.assert_allclose(x, np.linalg.solve(matrix, right), rtol=2e-4, atol=1e-4 if iterations > 5 else 2e-3)
+        np.testing.assert_allclose(image, matrix @ np.asarray(x), rtol=2e-4, atol=1e-4)
 
 
 def test_conjugate_gradients_do_best_with_few_iterations_and_stand_zeros():
     """After k steps the error in the matrix's norm is the least over the k-th Krylov space."""
     matrix, right = np.diag([1.0, 4.0, 9.0]), np.ones(3)
-    x = conjugate_gradient(lambda v: jnp.asarray(matrix, jnp.float32) @ v, jnp.ones(3), 2)
+    x, image = conjugate_gradient(lambda v: jnp.asarray(matrix, jnp.float32) @ v, jnp.ones(3), 2)
     space = np.stack([right, matrix @ right], axis=1)
     best = space @ np.linalg.solve(space.T @ matrix @ space, space.T @ right)
     np.testing.assert_allclose(x, best, rtol=1e-5)
-    np.testing.assert_array_equal(conjugate_gradient(lambda v: v, jnp.zeros(3), 4), 0)
-    np.testing.assert_array_equal(conjugate_gradient(lambda v: 0 * v, jnp.ones(3), 4), 0)
+    np.testing.assert_allclose(image, matrix @ best, rtol=1e-5)
+    for nothing in (
+        conjugate_gradient(lambda v: v, jnp.zeros(3), 4),
+        conjugate_gradient(lambda v: 0 * v, jnp.ones(3), 4),
+    ):
+        np.testing.assert_array_equal(nothing, 0)
 
 
 def test_the_direction_is_the_natural_gradient_of_a_policy():
