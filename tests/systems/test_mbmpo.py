@@ -1,6 +1,7 @@
 """MB-MPO: which model a task has, what is stored, and who lives."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import equinox as eqx
 import jax
@@ -32,7 +33,24 @@ FAMILY = make("cartpole-balance")  # whose episodes end early
 COLLECTOR = DeviceCollector(FAMILY.env, FAMILY.train)
 WORLD = known_world(FAMILY.env)
 SMALL = CONTINUOUS["mb-mpo"]
-BOLD = replace(SMALL, outer=MetaTRPO(GradientSteps(rate=0.5)))
+
+
+@dataclass(frozen=True)
+class Moving(MetaTRPO):
+    """An outer step that only moves the initial policy: the true one has its own tests, and takes long to compile."""
+
+    def update(self, meta, optimiser, rounds):
+        del rounds
+        return meta._replace(weights=jax.tree.map(lambda x: x + 0.01, meta.weights)), optimiser, {"kl": jnp.float32(0)}
+
+
+BOLD = replace(SMALL, outer=Moving(GradientSteps(rate=0.5)))
+
+
+@cache
+def fresh(system=BOLD):
+    """A state that nothing has been learnt in."""
+    return jax.jit(lambda key: system.init(COLLECTOR, key))(KEY)
 
 
 def test_tasks_share_the_models_in_order():
@@ -44,7 +62,7 @@ def test_tasks_share_the_models_in_order():
 
 
 def test_what_was_lived_is_stored_without_padding_and_counted():
-    state = jax.jit(lambda key: SMALL.init(COLLECTOR, key))(KEY)
+    state = fresh()
     explorers = state.policies, jnp.ones(2, bool)
     tasks = jax.vmap(FAMILY.train.sample)(jax.random.split(KEY, 2))
     lived = COLLECTOR.episodes_of_each(practise_or_guess, explorers, (), tasks, 3, KEY).episodes
@@ -66,21 +84,25 @@ def filled(ring):
 
 
 def moved(before, after):
-    """First layers of the initial policy and of those that collect, and how far apart they are."""
-    weights, policies = after.meta.weights.mlp.layers[0].weight, after.policies.mlp.layers[0].weight
-    assert not np.array_equal(weights, before.meta.weights.mlp.layers[0].weight)
-    return np.abs(policies - weights[None]).max(axis=(1, 2))
+    """How far the policies that collect are from the initial one, which is another than before."""
+    weights, was, policies = map(jax.tree.leaves, (after.meta.weights, before.meta.weights, after.policies))
+    assert not any(np.array_equal(*pair) for pair in zip(weights, was, strict=True))
+    far = [
+        np.abs(np.asarray(each) - one[None]).reshape(len(each), -1) for each, one in zip(policies, weights, strict=True)
+    ]
+    return np.concatenate(far, axis=1).max(axis=1)
 
 
 def test_the_policies_to_live_with_are_those_that_adapt_or_the_initial_one():
-    state = jax.jit(lambda key: SMALL.init(COLLECTOR, key))(KEY)
+    state = fresh()
     starts = jax.random.uniform(KEY, (8, 4), minval=-0.05, maxval=0.05)
     starts = filled(state.starts._replace(items=state.starts.items.at[:8].set(starts)))
     state = state._replace(starts=starts, steps=jnp.int32(SMALL.warmup))
-    after, metrics = BOLD._meta_learn(WORLD, state, KEY)
-    assert (moved(state, after) > 1e-6).all()
+    world = Meaning(reward=lambda obs, action, next_obs: action[0])
+    after, metrics = BOLD._meta_learn(world, state, KEY)
+    assert (moved(state, after) > 1e-3).all()
     assert np.isfinite(metrics["train/adaptation_gain"].total)
-    after, _ = replace(BOLD, adapted_collection=False)._meta_learn(WORLD, state, KEY)
+    after, _ = replace(BOLD, adapted_collection=False)._meta_learn(world, state, KEY)
     assert (moved(state, after) == 0).all()
 
 
@@ -93,13 +115,13 @@ class Watching(DeviceCollector):
 
 
 def test_the_policies_to_live_with_live_once_the_random_steps_are_over():
-    state = jax.jit(lambda key: SMALL.init(COLLECTOR, key))(KEY)
+    state = fresh()
     state = state._replace(
         policies=jax.tree.map(lambda x: x + jnp.arange(2).reshape(2, *(1,) * (x.ndim - 1)), state.policies)
     )
     for steps, random in ((SMALL.warmup - 1, True), (SMALL.warmup, False)):
         collector = Watching(FAMILY.env, FAMILY.train)
-        after, _ = SMALL.iterate(state._replace(steps=jnp.int32(steps)), collector, KEY)
+        after, _ = BOLD.iterate(state._replace(steps=jnp.int32(steps)), collector, KEY)
         assert collector.guesses.tolist() == [random] * 2
         jax.tree.map(np.testing.assert_array_equal, collector.policies, state.policies)
         assert after.real.added == after.steps - steps > 0
@@ -112,7 +134,7 @@ def test_a_buffer_too_small_for_an_iteration_is_refused():
 
 
 def test_nothing_is_learnt_before_the_random_steps_are_over():
-    state = jax.jit(lambda key: SMALL.init(COLLECTOR, key))(KEY)
+    state = fresh()
     early, told = BOLD._meta_learn(WORLD, state._replace(steps=jnp.int32(19)), KEY)
     jax.tree.map(np.testing.assert_array_equal, early.meta, state.meta)
     jax.tree.map(np.testing.assert_array_equal, early.policies, state.policies)
@@ -201,10 +223,10 @@ def test_a_small_network_learns_the_point_in_few_epochs():
 def test_every_task_is_imagined_in_its_own_model_and_adapts_from_the_latest_policy():
     """Models that drift apart by known amounts: what the tasks were promised tells which was whose. With a step size
     of 0 the policies to live with are the initial one as it is after the outer steps, not before."""
-    system = replace(SMALL, tasks=4, outer=MetaTRPO(GradientSteps(rate=0.0)), meta_steps=1)
-    state = jax.jit(lambda key: system.init(COLLECTOR, key))(KEY)
+    system = replace(SMALL, tasks=4, outer=Moving(GradientSteps(rate=0.0)), meta_steps=1)
+    learn, state = jax.jit(partial(system._meta_learn, WORLD)), fresh(system)
     state = state._replace(starts=filled(state.starts), steps=jnp.int32(SMALL.warmup))
-    after, told = system._meta_learn(WORLD, state, KEY)
+    after, told = learn(state, KEY)
     assert (moved(state, after) == 0).all()
     # The cart's first number is x: member 0 leaves the track at once, member 1 never.
     ensemble = state.model.ensemble
@@ -213,7 +235,7 @@ def test_every_task_is_imagined_in_its_own_model_and_adapts_from_the_latest_poli
     drift = jnp.zeros((2, 4)).at[0, 0].set(3.0)
     ensemble = replace(ensemble, weights=eqx.tree_at(bias, weights, drift))
     state = state._replace(model=state.model._replace(ensemble=ensemble))
-    _, told = system._meta_learn(WORLD, state, KEY)
+    _, told = learn(state, KEY)
     promised = told["train/promised_return"]
     assert promised.total / promised.weight == pytest.approx((2 * 1 + 2 * SMALL.horizon) / 4)
 
@@ -230,8 +252,8 @@ def test_the_outer_step_may_be_that_of_ppo():
 def test_imagination_may_begin_anywhere():
     """Stored steps at x = 1.5 and first ones at x = 0, in models that stand still under a policy that does nothing."""
     for starts, place in (("first", 0.0), ("any", 1.5)):
-        system = replace(SMALL, starts=starts, meta_steps=1, horizon=3)
-        state = jax.jit(lambda key, system=system: system.init(COLLECTOR, key))(KEY)
+        system = replace(BOLD, starts=starts, meta_steps=1, horizon=3)
+        state = fresh()
         obs = state.real.items.obs.at[:, 0].set(1.5)
         real = filled(state.real._replace(items=state.real.items._replace(obs=obs)))
         state = state._replace(real=real, starts=filled(state.starts), steps=jnp.int32(SMALL.warmup))
