@@ -19,8 +19,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("metadyna", f"{tests.checking.__name__}.checked")
 
 
-ROOM = 2**30
-"""Bytes of compiled programs that a worker may keep."""
+ENOUGH = 5 * 2**29
+"""Bytes of memory that a worker may use before it forgets its compiled programs."""
+LEAST = 2**29
+"""Bytes of them that are worth forgetting."""
 
 _kept = {"bytes": 0}
 
@@ -49,7 +51,7 @@ def pytest_collection_finish():
 def little_memory():
     """Forget compiled programs before they use up the memory."""
     yield
-    if Path("/proc/self/statm").exists() and resident() > _kept["bytes"] + ROOM:
+    if Path("/proc/self/statm").exists() and resident() > max(ENOUGH, _kept["bytes"] + LEAST):
         forget_programs()
 
 

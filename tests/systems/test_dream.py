@@ -29,7 +29,8 @@ KEY = jax.random.key(0)
 SMALL = DDQN(warmup=2, batch=4)
 # Greedy and, without a bottleneck, noiseless; an update per step from the first trial on: all follows from the weights.
 GREEDY = DDQN(warmup=0, batch=4, update_every=1, epsilon_start=0.0, epsilon_end=0.0)
-EXACT = DREAM(EncoderDecoder(bottleneck=None), FeedForward(), capacity=64, parallel=4, explore=GREEDY, execute=GREEDY)
+PLAIN = EncoderDecoder(bottleneck=None, decoder_width=16)
+EXACT = DREAM(PLAIN, FeedForward(), capacity=64, parallel=4, explore=GREEDY, execute=GREEDY)
 
 # Each variant is compiled once for all tests of this file, so each differs from the others in many ways.
 VARIANTS = {
@@ -38,9 +39,9 @@ VARIANTS = {
     "random": replace(
         EXACT,
         exploration="random",
-        context=EncoderDecoder(bottleneck=None, mixture="batch", target="encoder", encoder_hidden=16),
+        context=replace(PLAIN, mixture="batch", target="encoder", encoder_hidden=16),
     ),
-    "none": replace(EXACT, exploration="none", context=EncoderDecoder(bottleneck=None, target="online")),
+    "none": replace(EXACT, exploration="none", context=replace(PLAIN, target="online")),
     "planned": replace(EXACT, execution=Planned(depth=1, breadth=2), capacity=32),
     "oracle": DREAM(Told(width=8), Recurrent(), parallel=4, capacity=64, explore=SMALL, execute=SMALL),
 }
