@@ -5,20 +5,21 @@ import functools
 import shutil
 import tempfile
 from copy import copy as copy_of
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from metadyna.adapt.context import EncoderDecoder
-from metadyna.adapt.gradient import GradientSteps
+from metadyna.adapt.gradient import GradientSteps, Meta
 from metadyna.data.source import Gathering
 from metadyna.improve.abstract import AbstractLearning
 from metadyna.improve.ddqn import DDQN
-from metadyna.improve.meta import MetaPPO, MetaTRPO
+from metadyna.improve.meta import MetaPPO, MetaTRPO, Rounds
 from metadyna.improve.ppo import PPO
 from metadyna.improve.sac import SAC
 from metadyna.models.abstract import Vector
@@ -64,6 +65,17 @@ PLANNER = MPC(search=CEM(population=10, elites=3, iterations=2), horizon=5)
 POLICY: Any = {"networks": ActorCritic(widths=(8,)), "sac": SAC(batch=16)}
 
 FEW: Any = {"tasks": 2, "episodes": 1, "widths": (8,), "shown_steps": 1}
+
+
+@dataclass(frozen=True)
+class Moving(MetaTRPO):
+    """An outer step that only moves the initial policy; the true one takes long to compile."""
+
+    def update(self, meta: Meta, optimiser: Any, rounds: Rounds) -> tuple[Meta, Any, dict[str, jax.Array]]:
+        """Add a hundredth to all weights."""
+        del rounds
+        return meta._replace(weights=jax.tree.map(lambda x: x + 0.01, meta.weights)), optimiser, {"kl": jnp.float32(0)}
+
 
 CONTINUOUS = {
     "e-maml": EMAML(**FEW),

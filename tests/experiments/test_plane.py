@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metadyna.adapt.gradient import GradientSteps
 from metadyna.collect.device import DeviceCollector
 from metadyna.envs.control import OneTask, PointMass
 from metadyna.experiments import plane
@@ -15,7 +16,7 @@ from metadyna.experiments.plane import CELLS, COARSE, HALF, FaultyModels, Faulty
 from metadyna.models.worlds import Predictor, known_world
 from metadyna.runs import stats
 from tests.experiments.reading import noted, read
-from tests.tiny import CONTINUOUS, compiled_once  # noqa: F401
+from tests.tiny import CONTINUOUS, Moving, compiled_once  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 KEY = jax.random.key(0)
@@ -37,7 +38,7 @@ def test_faulty_models_are_wrong_by_their_bias_and_by_the_distance():
 
 
 def test_faulty_models_are_drawn_anew_and_disagree_as_they_are_made_to():
-    system = replace(CONTINUOUS["mb-mpo"], warmup=1)
+    system = replace(CONTINUOUS["mb-mpo"], warmup=1, outer=Moving(GradientSteps(rate=1e-3)))
     found = FaultyModels(system, 2)(0)
     assert np.shape(found["maps"]["disagreement"]) == (COARSE, COARSE)
     assert found["correlations"]["disagreement and distance"] > 0.999

@@ -1,6 +1,6 @@
 """MB-MPO: which model a task has, what is stored, and who lives."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 
 import equinox as eqx
@@ -26,24 +26,13 @@ from metadyna.policies import direct
 from metadyna.policies.acting import practise, practise_or_guess
 from metadyna.systems.mbmpo import MBMPO
 from metadyna.types import TimeStep
-from tests.tiny import CONTINUOUS
+from tests.tiny import CONTINUOUS, Moving
 
 KEY = jax.random.key(0)
 FAMILY = make("cartpole-balance")  # whose episodes end early
 COLLECTOR = DeviceCollector(FAMILY.env, FAMILY.train)
 WORLD = known_world(FAMILY.env)
 SMALL = CONTINUOUS["mb-mpo"]
-
-
-@dataclass(frozen=True)
-class Moving(MetaTRPO):
-    """An outer step that only moves the initial policy: the true one has its own tests, and takes long to compile."""
-
-    def update(self, meta, optimiser, rounds):
-        del rounds
-        return meta._replace(weights=jax.tree.map(lambda x: x + 0.01, meta.weights)), optimiser, {"kl": jnp.float32(0)}
-
-
 BOLD = replace(SMALL, outer=Moving(GradientSteps(rate=0.5)))
 
 
