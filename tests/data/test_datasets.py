@@ -316,7 +316,8 @@ def test_a_set_from_the_users_own_policy_can_be_read(task):
 def test_what_few_need_is_loaded_only_where_it_is_needed():
     program = (
         "import sys; import metadyna.cli, metadyna.data; "
-        "print([name for name in ('minari', 'h5py', 'scipy.stats', 'metadyna.envs.registration') if name in sys.modules])"
+        "few = 'minari', 'h5py', 'scipy.stats', 'metadyna.envs.registration'; "
+        "print([name for name in few if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
