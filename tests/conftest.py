@@ -40,6 +40,14 @@ def forget_programs():
     _kept["bytes"] = resident()
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of runs share programs: they come in a row, in the middle, where the second of two workers begins."""
+    runs = [item for item in items if "compiled_once" in item.fixturenames]
+    others = [item for item in items if "compiled_once" not in item.fixturenames]
+    middle = len(items) // 2
+    items[:] = [*others[:middle], *runs, *others[middle:]]
+
+
 def pytest_collection_finish():
     """What was imported stays: the garbage collector, which the compiler's objects call often, need not look at it."""
     gc.collect()
