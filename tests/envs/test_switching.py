@@ -94,26 +94,42 @@ def noisy(params, carry, timestep, key):
 
 
 @functools.cache
-def compiled(collector, method):
-    return jax.jit(getattr(collector, method), static_argnums=(0, 4) if method == "collect" else 0)
+def method(collector, name):
+    """Compiled unless it is of the host."""
+    own = getattr(collector, name)
+    static = (0, 4) if name == "collect" else 0
+    return own if isinstance(collector, HostCollector) else jax.jit(own, static_argnums=static)
+
+
+def begin(collector, batch):
+    """A start that depends on nothing but the collector."""
+    # Not compiled as one: its operations are the same ones for every law.
+    return collector.begin(jnp.asarray(np.zeros(batch, np.float32)), batch, KEY)
 
 
 def collect(collector, *arguments):
-    run = collector.collect if isinstance(collector, HostCollector) else compiled(collector, "collect")
-    return run(*arguments)
+    return method(collector, "collect")(*arguments)
+
+
+def each_for_itself(collector, act, params, state, keys):
+    """As many steps as there are keys, one at a time."""
+    lives = []
+    for key in keys:
+        state, made = collect(collector, act, params, state, key, 1)
+        lives.append(made)
+    return state, jax.tree.map(lambda *x: np.concatenate(x), *lives)
 
 
 def lived(kind, law, steps=SPEC.horizon, batch=2, act=still, params=0.0, ending=False, key=KEY):
     """Transitions from a start that depends on nothing but the kind."""
     of = collector(kind, law, ending)
-    begun = of.begin(jnp.zeros(batch), batch, KEY)
-    return begun, collect(of, act, jnp.float32(params), begun, key, steps)[1]
+    begun = begin(of, batch)
+    return begun, collect(of, act, np.float32(params), begun, key, steps)[1]
 
 
-def played(kind, law, tasks, act=still, params=0.0, key=KEY):
-    of, memory = collector(kind, law), jnp.zeros(len(tasks.number))
-    play = of.episodes if kind == "host" else compiled(of, "episodes")
-    return play(act, jnp.float32(params), memory, tasks, key).episodes
+def played(kind, law, tasks, act=still, params=0.0, key=KEY, watch=True):
+    memory = np.zeros(len(tasks.number), np.float32)
+    return method(collector(kind, law, watch=watch), "episodes")(act, np.float32(params), memory, tasks, key).episodes
 
 
 def same(one, other):
@@ -157,7 +173,7 @@ def test_tasks_change_exactly_when_the_law_says_so(kind, law, pattern):
 def test_who_watches_is_told_the_task_in_force_and_what_the_environment_hides(kind):
     """Before a step, the task that it will be a step of; after it, that of the next."""
     tasks = Episode(np.array([7, 8, 9], np.int32))
-    episodes = played(kind, Every(2), tasks)
+    episodes = jax.tree.map(np.asarray, played(kind, Every(3), tasks))
     before, after = (seen.hidden for seen in episodes.hidden)
     np.testing.assert_array_equal(before.task.number, episodes.reward.astype(int))
     np.testing.assert_array_equal(after.task.number[:-1], before.task.number[1:])
@@ -172,13 +188,15 @@ def test_who_watches_is_told_the_task_in_force_and_what_the_environment_hides(ki
 def test_nothing_of_the_tasks_shows(kind):
     """Agents get no hidden part (`still` looks), what is observed is the same, and nothing stays where none watches."""
     tasks = Episode(np.array([7, 8], np.int32))
-    np.testing.assert_array_equal(played(kind, Every(2), tasks).obs[..., 0], np.tile(np.arange(9)[:, None], 2))
-    blind = collector(kind, Every(2), watch=False)
-    assert blind.episodes(still, jnp.float32(0), jnp.zeros(2), tasks, KEY).episodes.hidden == ()
+    np.testing.assert_array_equal(
+        np.asarray(played(kind, Every(3), tasks).obs)[..., 0], np.tile(np.arange(9)[:, None], 2)
+    )
+    assert played(kind, Every(3), tasks, watch=False).hidden == ()
 
 
 def test_stays_between_two_bounds_are_equally_likely():
-    stays = np.asarray(jax.vmap(Jitter(160, 240).stay)(jax.random.split(KEY, 20_000)))
+    stays = jax.jit(lambda key: jax.vmap(Jitter(160, 240).stay)(jax.random.split(key, 20_000)))
+    stays = np.asarray(stays(KEY))
     assert (stays.min(), stays.max()) == (160, 240)
     assert len(np.unique(stays)) == 81
     error = ((81**2 - 1) / 12 / 20_000) ** 0.5
@@ -214,15 +232,15 @@ def test_copies_and_episodes_have_sequences_of_their_own(kind):
     np.testing.assert_array_equal(words, np.tile(words[:1], (9, 1, 1)))
     assert len(np.unique(words[0])) == 6
     again = played(kind, Every(3), Episode(np.array([7, 7, 7], np.int32)), key=jax.random.key(1))
-    assert not np.isin(again.reward[3:], paid).any()
+    assert not np.isin(np.asarray(again.reward)[3:], paid).any()
     _, made = lived(kind, Every(3), steps=36)
     assert len(np.unique(made.reward)) == 2 * 4 * 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trial_begins_every_episode_with_its_task_and_words_anew(kind):
-    tasks = Episode(jnp.array([7, 8], jnp.int32))
-    lives = trials.live(collector(kind, Every(3)), still, jnp.float32(0), jnp.zeros(2), tasks, 3, KEY)
+    tasks, memory = Episode(jnp.asarray(np.int32([7, 8]))), jnp.asarray(np.zeros(2, np.float32))
+    lives = trials.live(collector(kind, Every(3)), still, np.float32(0), memory, tasks, 3, KEY)
     paid = np.asarray(lives.episodes.reward)
     np.testing.assert_array_equal(paid[:3], np.broadcast_to(np.array([7, 8])[None, :, None], (3, 2, 3)))
     assert len(np.unique(paid[3:])) == 2 * 2 * 3
@@ -234,7 +252,7 @@ def test_the_sequence_does_not_depend_on_what_the_agent_does(kind):
     _, one = lived(kind, Jitter(1, 3), params=0.5)
     for act, params, key in ((still, -1.0, KEY), (noisy, 0.0, KEY), (noisy, 0.0, jax.random.key(1))):
         _, other = lived(kind, Jitter(1, 3), act=act, params=params, key=key)
-        assert (other.action != one.action).any()
+        assert not np.array_equal(other.action, one.action)
         same(one.hidden[0], other.hidden[0])
 
 
@@ -255,10 +273,10 @@ def test_never_is_the_environment_bit_for_bit_on_the_host():
 def _is_plain(plain, env):
     results = []
     for of in (plain, replace(plain, env=env)):
-        begun = of.begin(jnp.zeros(3), 3, KEY)
+        begun = begin(of, 5)
         results.append((begun, *collect(of, noisy, (), begun, jax.random.key(1), 40)))
     (_, end, made), (begun, switched_end, switched_made) = results
-    assert made.last.sum() > 3
+    assert np.asarray(made.last).sum() > 3
     same(made, switched_made)
     strip = lambda state: state._replace(env=state.env.env, timestep=state.timestep._replace(hidden=()))  # noqa: E731
     same(results[0][0], strip(begun))
@@ -283,14 +301,11 @@ def saved(collected):
 @pytest.mark.parametrize("stop", range(1, 9))
 def test_an_episode_goes_on_from_any_stop(kind, stop):
     """Changes come after 3 and 6 steps, so some stops are before, at and after one; the keys after it do not matter."""
-
-    def go_on(state, key, steps):
-        return collect(collector(kind, Every(3)), still, jnp.float32(1), state, key, steps)
-
-    begun = collector(kind, Every(3)).begin(jnp.zeros(2), 2, KEY)
-    _, whole = go_on(begun, KEY, SPEC.horizon)
-    half, first = go_on(begun, KEY, stop)
-    _, second = go_on(saved(half), jax.random.key(5), SPEC.horizon - stop)
+    of, params, keys = collector(kind, Every(3)), np.float32(1), [jax.random.key(i) for i in range(SPEC.horizon)]
+    begun = begin(of, 2)
+    _, whole = collect(of, still, params, begun, KEY, SPEC.horizon)
+    half, first = each_for_itself(of, still, params, begun, keys[:stop])
+    _, second = each_for_itself(of, still, params, saved(half), keys[stop:])
     same(whole, jax.tree.map(lambda *x: np.concatenate(x), first, second))
     assert set(np.asarray(half.env.course.switches).tolist()) == {stop // 3}
     assert set(np.asarray(half.env.course.left).tolist()) == {3 - stop % 3}
@@ -301,7 +316,7 @@ def test_a_life_of_many_episodes_goes_on_from_every_stop(kind):
     """Those of five copies end at different times; each copy's clock is its own episode's, whatever the others do."""
     law, results = Jitter(2, 3), []
     for keep in (lambda state: state, saved):
-        state, lives = collector(kind, law, ending=True).begin(jnp.zeros(5), 5, KEY), []
+        state, lives = begin(collector(kind, law, ending=True), 5), []
         for time in range(40):
             of = collector(kind, law, ending=True)
             state, made = collect(of, noisy, (), keep(state), jax.random.fold_in(KEY, time), 1)
@@ -324,7 +339,7 @@ def test_the_rod_that_swings_is_the_one_in_force():
     """And reward and end are known as before."""
     family = make("pendulum-rods-switching")
     of = DeviceCollector(family.env, family.train, watch=True)
-    made = collect(of, noisy, (), of.begin(jnp.zeros(2), 2, KEY), KEY, 200)[1]
+    made = collect(of, noisy, (), begin(of, 2), KEY, 200)[1]
     before, after = made.hidden
     np.testing.assert_array_equal(before.hidden.switches, np.tile(np.repeat(np.arange(4), 50)[:, None], 2))
     assert len(np.unique(before.hidden.task.mass)) == len(np.unique(before.hidden.task.length)) == 8
@@ -334,9 +349,9 @@ def test_the_rod_that_swings_is_the_one_in_force():
         (state.physics, after.state.env.physics), (timestep.obs, made.next_obs), (timestep.reward, made.reward)
     ):  # fmt: skip
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    pays = jax.vmap(jax.vmap(functools.partial(family.env.reward, None)))(made.obs, made.action, made.next_obs)
-    np.testing.assert_allclose(pays, made.reward, rtol=1e-4, atol=1e-4)
-    assert not family.env.terminated(None, made.next_obs[0, 0])
+    pays = jax.jit(jax.vmap(jax.vmap(functools.partial(family.env.reward, None))))
+    np.testing.assert_allclose(pays(made.obs, made.action, made.next_obs), made.reward, rtol=1e-4, atol=1e-4)
+    assert not family.env.terminated(None, jnp.asarray(np.asarray(made.next_obs)[0, 0]))
 
 
 def test_the_cheetah_is_paid_for_the_direction_in_force_and_goes_on_from_any_stop():
@@ -344,7 +359,8 @@ def test_the_cheetah_is_paid_for_the_direction_in_force_and_goes_on_from_any_sto
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (8, 3, 6)).astype(np.float32)
     seeds, everywhere = rng.integers(2**32, size=(3, 3), dtype=np.uint32), np.ones(3, bool)
-    tasks = jax.tree.map(np.asarray, jax.vmap(Headings().sample)(jax.random.split(KEY, 3)))
+    tasks = jax.jit(lambda key: jax.vmap(Headings().sample)(jax.random.split(key, 3)))(KEY)
+    tasks = jax.tree.map(np.asarray, tasks)
 
     def play(stop):
         env = _cheetah()
@@ -408,12 +424,18 @@ def test_only_what_observations_tell_is_still_known(case):
 
 def test_the_hopper_falls_and_is_paid_as_before():
     plain = CASES["known, host"][0]
-    env = switched(plain, Changes(TASKS, Every(3)))
-    action = jnp.full(3, 0.5)
+    action = jnp.asarray(np.full(3, 0.5, np.float32))
+
+    def of(env):
+        return jax.jit(lambda obs: (env.terminated(None, obs), env.reward(None, obs, action, obs)))
+
+    one, other = of(switched(plain, Changes(TASKS, Every(3)))), of(plain)
     for height in (0.65, 1.25):
-        obs = jnp.zeros(11).at[0].set(height).at[5].set(2.0)
-        assert env.terminated(None, obs) == plain.terminated(None, obs) == (height < 0.7)
-        assert env.reward(None, obs, action, obs) == plain.reward(None, obs, action, obs)
+        obs = np.zeros(11, np.float32)
+        obs[[0, 5]] = height, 2.0
+        (ended, paid), expected = (tuple(each.item() for each in told(obs)) for told in (one, other))
+        assert (ended, paid) == expected
+        assert ended == (height < 0.7)
 
 
 def test_pictures_show_the_task_in_force():

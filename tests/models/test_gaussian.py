@@ -1,6 +1,7 @@
 """Gaussian ensembles: the card's numbers, a loss written out in loops, and members that keep to themselves."""
 
 from dataclasses import replace
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -33,21 +34,30 @@ VARIANTS = {
 }
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def create(settings, inputs, outputs):
+    return settings.create(inputs, outputs, KEY)
+
+
 def made(settings, inputs=4, outputs=2):
     """An ensemble whose scales and bounds are not trivial."""
-    ensemble = settings.create(inputs, outputs, KEY)
+    # The same draw, whatever these two settings are.
+    ensemble = create(replace(settings, learned_bounds=True, standardise_targets=False), inputs, outputs)
+    places = lambda low, high, count: jnp.asarray(np.linspace(low, high, count, dtype=np.float32))  # noqa: E731
+    further = np.linspace(0.0, 1.0, outputs, dtype=np.float32)
     weights = replace(
         ensemble.weights,
-        max_log_variance=ensemble.weights.max_log_variance + jnp.linspace(0.0, 1.0, outputs),
-        min_log_variance=ensemble.weights.min_log_variance - jnp.linspace(0.0, 1.0, outputs),
+        max_log_variance=jnp.asarray(np.asarray(ensemble.weights.max_log_variance) + further),
+        min_log_variance=jnp.asarray(np.asarray(ensemble.weights.min_log_variance) - further),
     )
-    scale = Standardiser(jnp.linspace(-1.0, 2.0, inputs), jnp.linspace(0.5, 3.0, inputs))
-    target = ensemble.target_scale
+    scale, target = Standardiser(places(-1.0, 2.0, inputs), places(0.5, 3.0, inputs)), ensemble.target_scale
     if settings.standardise_targets:
-        target = Standardiser(jnp.linspace(1.0, 2.0, outputs), jnp.linspace(0.1, 4.0, outputs))
-    return replace(ensemble, weights=weights, input_scale=scale, target_scale=target)
+        target = Standardiser(places(1.0, 2.0, outputs), places(0.1, 4.0, outputs))
+    ensemble = replace(ensemble, weights=weights, input_scale=scale, target_scale=target)
+    return jax.tree.map(np.asarray, ensemble)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def constant(settings, inputs, outputs):
     """Members [K] that put out the given numbers whatever they are shown."""
     columns = outputs.shape[1] // 2 if settings.probabilistic else outputs.shape[1]
@@ -57,13 +67,30 @@ def constant(settings, inputs, outputs):
     return eqx.tree_at(bias, replace(ensemble, weights=weights), outputs)
 
 
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def batch(settings, n=5, inputs=4, outputs=2):
-    k_x, k_y = jax.random.split(KEY)
-    shape = settings.members, n
-    return jax.random.normal(k_x, (*shape, inputs)), jax.random.normal(k_y, (*shape, outputs))
+    return normal(settings.members, n, inputs), normal(settings.members, n, outputs, seed=1)
+
+
+@partial(jax.jit, static_argnums=0)
+def loss(settings, weights, ensemble, inputs, targets, valid):
+    return settings.loss(replace(ensemble, weights=weights), (inputs, targets), valid)
+
+
+@jax.jit
+def predict_all(ensemble, inputs):
+    return ensemble.predict_all(inputs)
 
 
 # --- the card's numbers
+
+
+@jax.jit
+def bend(raw, low, high):
+    return bound_log_variance(raw, low, high), bounded_variance(raw, low, high)
 
 
 @pytest.mark.parametrize(
@@ -80,22 +107,25 @@ def batch(settings, n=5, inputs=4, outputs=2):
     ],
 )
 def test_log_variance_bends_into_its_bounds(raw, bounded):
-    bounds = jnp.array([-10.0]), jnp.array([0.5])
-    assert bound_log_variance(jnp.array([raw]), *bounds)[0] == pytest.approx(bounded, abs=2e-6)
-    assert bounded_variance(jnp.array([raw]), *bounds)[0] == pytest.approx(np.exp(bounded), rel=1e-5)
+    bounds = np.float32([-10.0]), np.float32([0.5])
+    bent, variance = bend(np.float32([raw]), *bounds)
+    assert bent.item() == pytest.approx(bounded, abs=2e-6)
+    assert variance.item() == pytest.approx(np.exp(bounded), rel=1e-5)
 
 
-@pytest.mark.parametrize(("log_variance", "loss"), [(0.0, 1.0), (np.log(4.0), 1.636294)])
-def test_loss_of_an_error_of_one(log_variance, loss):  # card of planning, 7.2(3); T4
+@pytest.mark.parametrize(("log_variance", "expected"), [(0.0, 1.0), (np.log(4.0), 1.636294)])
+def test_loss_of_an_error_of_one(log_variance, expected):  # card of planning, 7.2(3); T4
     settings = replace(PLAIN, max_log_variance=50.0, min_log_variance=-50.0)
-    ensemble = constant(settings, 3, jnp.tile(jnp.array([0.0, 0.0, log_variance, log_variance]), (3, 1)))
-    inputs, targets = jnp.ones((3, 5, 3)), jnp.ones((3, 5, 2))
-    assert settings.loss(ensemble, (inputs, targets), jnp.ones(5, bool)) == pytest.approx(3 * loss, abs=1e-5)
+    ensemble = constant(settings, 3, np.float32([[0.0, 0.0, log_variance, log_variance]] * 3))
+    inputs, targets = np.ones((3, 5, 3), np.float32), np.ones((3, 5, 2), np.float32)
+    told = loss(settings, ensemble.weights, ensemble, inputs, targets, np.ones(5, bool))
+    assert told == pytest.approx(3 * expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("fan_in", [100, 400])
 def test_initial_weights_are_a_normal_cut_at_two_deviations(fan_in):
-    first, second = GaussianMLP.create(fan_in, 50, KEY, widths=(300,)).mlp.layers
+    member = jax.jit(lambda key: GaussianMLP.create(fan_in, 50, key, widths=(300,)))(KEY)
+    first, second = jax.tree.map(np.asarray, member).mlp.layers
     for weight, width in ((first.weight, fan_in), (second.weight, 300)):
         bound = 1 / width**0.5  # twice 1/(2 sqrt(fan_in))
         assert 0.99 * bound < np.abs(weight).max() <= bound
@@ -105,13 +135,16 @@ def test_initial_weights_are_a_normal_cut_at_two_deviations(fan_in):
 
 
 def test_sizes_are_the_published_ones():
-    ensemble = GaussianEnsemble().create(24, 18, KEY)  # card of planning, 2.6: half-cheetah, 128k MAC per row
+    make = lambda key: GaussianEnsemble().create(24, 18, key)  # noqa: E731
+    ensemble = jax.eval_shape(make, KEY)  # card of planning, 2.6: half-cheetah, 128k MAC per row
     layers = ensemble.weights.members.mlp.layers
-    assert sum(layer.weight[0].size for layer in layers) == 24 * 200 + 3 * 200 * 200 + 200 * 36
+    assert sum(np.prod(layer.weight.shape[1:]) for layer in layers) == 24 * 200 + 3 * 200 * 200 + 200 * 36
     assert num_parameters(ensemble.weights.members) == 7 * (132_000 + 4 * 200 + 36)
     assert (ensemble.num_members, ensemble.num_inputs, ensemble.num_outputs) == (7, 24, 18)
-    np.testing.assert_array_equal(ensemble.weights.max_log_variance, np.full(18, 0.5, np.float32))
-    np.testing.assert_array_equal(ensemble.weights.min_log_variance, np.full(18, -10, np.float32))
+    bounds = lambda weights: (weights.min_log_variance, weights.max_log_variance)  # noqa: E731
+    low, high = jax.jit(lambda key: bounds(make(key).weights))(KEY)
+    np.testing.assert_array_equal(low, np.full(18, -10, np.float32))
+    np.testing.assert_array_equal(high, np.full(18, 0.5, np.float32))
 
 
 # --- against loops in numpy
@@ -139,10 +172,10 @@ def test_predictions_equal_a_loop_over_rows(name):
     settings = VARIANTS[name]
     ensemble = made(settings)
     inputs, _ = batch(settings)
-    mean, log_variance = ensemble.predict(inputs)
-    noise = jax.random.normal(KEY, mean.shape)
-    drawn = ensemble.sample(inputs, noise)
-    np.testing.assert_array_equal(ensemble.sample(inputs, None), mean)
+    noise = normal(settings.members, 5, 2, seed=2)
+    told = jax.jit(lambda e, x, noise: (*e.predict(x), e.sample(x, noise), e.sample(x, None)))(ensemble, inputs, noise)
+    mean, log_variance, drawn, without = map(np.asarray, told)
+    np.testing.assert_array_equal(without, mean)
     for k, i in np.ndindex(inputs.shape[:2]):
         expected, log_expected = reference(settings, ensemble, k, inputs[k, i])
         expected = expected * ensemble.target_scale.std + ensemble.target_scale.mean
@@ -177,16 +210,19 @@ def test_loss_equals_a_double_loop(name, valid):
             total += decay * 0.5 * (np.float64(layer.weight[k]) ** 2).sum()
     if settings.probabilistic and settings.learned_bounds:
         total += 0.01 * (ensemble.weights.max_log_variance.sum() - ensemble.weights.min_log_variance.sum())
-    assert settings.loss(ensemble, (inputs, targets), jnp.array(valid, bool)) == pytest.approx(float(total), rel=1e-5)
+    told = loss(settings, ensemble.weights, ensemble, inputs, targets, np.array(valid, bool))
+    assert told == pytest.approx(float(total), rel=1e-5)
 
 
 # --- gradients
 
 
+slopes = jax.jit(jax.grad(loss, argnums=1), static_argnums=0)
+
+
 def gradients(settings, ensemble, inputs, targets):
-    valid = jnp.ones(inputs.shape[1], bool)
-    loss = lambda weights: settings.loss(replace(ensemble, weights=weights), (inputs, targets), valid)  # noqa: E731
-    return jax.grad(loss)(ensemble.weights)
+    valid = np.ones(inputs.shape[1], bool)
+    return jax.tree.map(np.asarray, slopes(settings, ensemble.weights, ensemble, inputs, targets, valid))
 
 
 @pytest.mark.parametrize("name", ["MBPO", "mean only"])
@@ -195,7 +231,8 @@ def test_members_learn_from_their_own_rows_alone(name):
     ensemble = made(settings)
     inputs, targets = batch(settings)
     before = gradients(settings, ensemble, inputs, targets)
-    after = gradients(settings, ensemble, inputs.at[1].add(1.0), targets.at[1].add(1.0))
+    other = np.float32([0, 1, 0])[:, None, None]
+    after = gradients(settings, ensemble, inputs + other, targets + other)
     for old, new in zip(jax.tree.leaves(before.members), jax.tree.leaves(after.members), strict=True):
         np.testing.assert_array_equal(old[0], new[0])
         np.testing.assert_array_equal(old[2], new[2])
@@ -214,56 +251,71 @@ def test_fixed_bounds_get_no_gradient_and_learnt_ones_do():
 
 def test_gradient_of_the_log_variance_is_that_of_the_likelihood():
     # Over a free variance (μ − y)² exp(−v) + v is least at v = log (μ − y)².
-    slope = jax.grad(lambda v, error: error**2 * jnp.exp(-v) + v)
+    slope = jax.jit(jax.grad(lambda v, error: error**2 * jnp.exp(-v) + v))
     for error in (0.1, 1.0, 3.0):
-        assert slope(2 * jnp.log(error) - 0.1, error) < 0 < slope(2 * jnp.log(error) + 0.1, error)
+        below, above = (slope(np.float32(2 * np.log(error) + off), np.float32(error)).item() for off in (-0.1, 0.1))
+        assert below < 0 < above
 
 
 # --- ensembles
 
 
 def test_every_leaf_is_an_array_and_members_differ():
-    ensemble = SMALL.create(4, 2, KEY)
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(ensemble))
-    mean, _ = ensemble.predict_all(jnp.ones((1, 4)))
-    assert len(np.unique(mean[:, 0, 0])) == SMALL.members
+    ensembles = []
+    jax.eval_shape(lambda key: ensembles.append(SMALL.create(4, 2, key)), KEY)  # as they are before they are drawn
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(ensembles))
+    mean, _ = predict_all(made(SMALL), np.ones((1, 4), np.float32))
+    assert len(np.unique(np.asarray(mean)[:, 0, 0])) == SMALL.members
 
 
 def test_the_best_are_the_elites_in_their_order():
-    ensemble = replace(made(SMALL), elites=jnp.array([2, 0]))
-    inputs = jax.random.normal(KEY, (5, 4))
-    every, chosen = ensemble.predict_all(inputs), ensemble.best().predict_all(inputs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[jnp.array([2, 0])], b, rtol=1e-6), every, chosen)
-    np.testing.assert_array_equal(ensemble.best().best().elites, [0, 1])
+    ensemble = eqx.tree_at(lambda ensemble: ensemble.elites, made(SMALL), np.array([2, 0], np.int32))
+
+    @jax.jit
+    def told(ensemble, inputs):
+        best = ensemble.best()
+        return ensemble.predict_all(inputs), best.predict_all(inputs), best.best().elites
+
+    every, chosen, elites = told(ensemble, normal(5, 4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a)[[2, 0]], b, rtol=1e-6), every, chosen)
+    np.testing.assert_array_equal(elites, [0, 1])
 
 
 def test_same_rows_for_all_members_or_rows_of_their_own():
     ensemble = made(SMALL)
-    inputs = jax.random.normal(KEY, (5, 4))
-    jax.tree.map(np.testing.assert_array_equal, ensemble.predict_all(inputs), ensemble.predict(jnp.stack([inputs] * 3)))
+    inputs = normal(5, 4)
+    each = jax.jit(lambda ensemble, inputs: ensemble.predict(inputs))(ensemble, np.stack([inputs] * 3))
+    jax.tree.map(np.testing.assert_array_equal, predict_all(ensemble, inputs), each)
 
 
 # --- scales
 
 
+@jax.jit
+def scaled(values, chosen, rows):
+    """A scale, rows on it, and the same rows back again."""
+    scale = Standardiser.of(Moments.empty(values.shape[1:]).add(values, chosen))
+    rows = jax.vmap(scale)(rows)
+    return scale, rows, jax.vmap(scale.undo)(rows)
+
+
 def test_scales_are_those_of_the_chosen_rows():
     values = np.random.default_rng(0).normal([1000.0, -2.0], [1.0, 30.0], (50, 2)).astype(np.float32)
     chosen = np.arange(50) % 3 != 0
-    shown = jnp.where(chosen[:, None], values, jnp.nan)
-    scale = Standardiser.of(Moments.empty((2,)).add(shown, jnp.array(chosen)))
+    shown = np.where(chosen[:, None], values, np.float32(np.nan))
+    scale, rows, back = scaled(shown, chosen, values[chosen])
     np.testing.assert_allclose(scale.mean, values[chosen].mean(0), rtol=1e-5)
     np.testing.assert_allclose(scale.std, values[chosen].std(0), rtol=1e-4)
-    rows = jax.vmap(scale)(values[chosen])
-    np.testing.assert_allclose(rows.mean(0), 0, atol=1e-4)
-    np.testing.assert_allclose(jax.vmap(scale.undo)(rows), values[chosen], rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(rows).mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(back, values[chosen], rtol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, 1e-8])
 def test_a_constant_column_keeps_its_scale(value):  # P10
-    scale = Standardiser.of(Moments.empty((1,)).add(jnp.full((1000, 1), value)))
-    assert scale.std == 1
+    scale, row, _ = scaled(np.full((1000, 1), value, np.float32), None, np.float32([[value]]))
+    assert scale.std.item() == 1
     np.testing.assert_allclose(scale.mean, value, rtol=1e-6)
-    assert scale(jnp.array([value])) == pytest.approx(0, abs=1e-4)
+    assert row.item() == pytest.approx(0, abs=1e-4)
 
 
 # --- settings
@@ -292,7 +344,9 @@ def test_settings_are_hashable():
 
 
 def test_swish_is_x_times_its_sigmoid_and_so_is_its_slope():
-    x = jnp.linspace(-60.0, 60.0, 241)
-    np.testing.assert_allclose(swish(x), jax.nn.swish(x), atol=3e-6)  # 0 below -16
-    slope, expected = (jax.vmap(jax.grad(f))(x) for f in (swish, jax.nn.swish))
-    np.testing.assert_allclose(slope, expected, atol=1e-5)
+    x = np.linspace(-60.0, 60.0, 241, dtype=np.float32)
+    (value, slope), (expected, expected_slope) = (
+        jax.jit(jax.vmap(jax.value_and_grad(f)))(x) for f in (swish, jax.nn.swish)
+    )
+    np.testing.assert_allclose(value, expected, atol=3e-6)  # 0 below -16
+    np.testing.assert_allclose(slope, expected_slope, atol=1e-5)

@@ -1,10 +1,9 @@
 """Imagination: particles with known spreads, true dynamics in place of learnt ones, and candidates that must lose."""
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,11 @@ from tests.models.test_gaussian import constant
 KEY = jax.random.key(0)
 STEADY = GaussianEnsemble(members=2, elites=2, widths=(), weight_decay=(0.0,), probabilistic=False)
 LEARNT = GaussianEnsemble(members=5, elites=3, widths=(16,), weight_decay=(0.0, 0.0))
+
+returns_of = jax.jit(sequence_returns, static_argnames=("particles", "mode"))
+branched = jax.jit(branch, static_argnames=("act", "horizon"))
+drawn = jax.jit(LEARNT.create, static_argnums=(0, 1))
+steps_counted = jax.jit(lambda steps: (valid_steps(steps.last), episode_lengths(steps.last), episode_returns(steps)))
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,31 @@ def known(env, task):
     return Meaning(reward=partial(env.reward, task), terminated=partial(env.terminated, task))
 
 
+@cache
+def lived(env, task, copies, act):
+    """Episodes of one task in the real environment."""
+    collector = DeviceCollector(env, GivenTasks())
+    return jax.jit(lambda tasks: collector.episodes(act, 0.5, jnp.zeros(copies), tasks, KEY).episodes)(
+        np.full(copies, task, np.float32)
+    )
+
+
+def uniform(*shape, low=-1.0):
+    """Numbers up to 1."""
+    return np.random.default_rng(0).uniform(low, 1, shape).astype(np.float32)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def replaced(array, where, value):
+    """A copy in which some entries have another value."""
+    array = array.copy()
+    array[where] = value
+    return array
+
+
 def policy(params, carry, timestep, key):
     """Pushes back, remembers how often it acted and what it did before."""
     action = jnp.clip(-params * timestep.obs[:1] + 0.5 * jax.random.normal(key, (1,)), -1, 1)
@@ -125,8 +154,16 @@ def policy(params, carry, timestep, key):
 
 def steps_of(offsets):
     """Members that move every entry of the state by a constant."""
-    offsets = jnp.asarray(offsets, jnp.float32)[:, None]
+    offsets = np.float32(offsets)[:, None]
     return constant(replace(STEADY, members=len(offsets), elites=len(offsets)), 2, offsets)
+
+
+def squared(x):
+    return x**2
+
+
+def as_it_is(x):
+    return x
 
 
 def score_end(score):
@@ -135,7 +172,7 @@ def score_end(score):
 
 
 def end_only(candidates, horizon):
-    return jnp.zeros((candidates, horizon, 1)).at[:, -1].set(1.0)
+    return replaced(np.zeros((candidates, horizon, 1), np.float32), np.s_[:, -1], 1)
 
 
 # --- particles
@@ -145,51 +182,59 @@ def end_only(candidates, horizon):
 @pytest.mark.parametrize("particles", [2, 20])
 def test_particles_spread_as_their_members_differ(mode, variance, particles):  # card of planning, 7.2(8)
     ensemble, candidates = steps_of([1.0, -1.0]), 4000
-    play = partial(sequence_returns, start=jnp.zeros(1), sequences=end_only(candidates, 10), key=KEY)
-    squares = play(score_end(lambda s: s**2).world(ensemble), particles=particles, mode=mode)
+    play = partial(
+        returns_of, start=np.zeros(1, np.float32), sequences=end_only(candidates, 10), key=KEY, particles=particles
+    )
+    squares = np.asarray(play(score_end(squared).world(ensemble), mode=mode))
     assert squares.shape == (candidates,)
     if mode == "TS1":
         # The square of one particle's walk has standard deviation 13.4.
         assert squares.mean() == pytest.approx(variance, abs=4 * 13.4 / candidates**0.5)
     else:
         np.testing.assert_allclose(squares, variance)
-    np.testing.assert_allclose(
-        play(score_end(lambda s: s).world(ensemble), particles=particles, mode=mode), 0, atol=1e-5
-    )
+    np.testing.assert_allclose(play(score_end(as_it_is).world(ensemble), mode=mode), 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["TSinf", "TS1"])
 def test_noise_is_drawn_for_every_particle_and_step(mode):
     """Two alike members with unit variance: the end has variance H, and the mean over P particles has H / P."""
     wide = replace(STEADY, probabilistic=True, max_log_variance=20.0, min_log_variance=-20.0)
-    ensemble = constant(wide, 2, jnp.zeros((2, 2)))
-    play = partial(sequence_returns, start=jnp.zeros(1), key=KEY, particles=4, mode=mode)
-    squares = play(score_end(lambda s: s**2).world(ensemble), sequences=end_only(4000, 9))
+    ensemble = constant(wide, 2, np.zeros((2, 2), np.float32))
+    play = partial(
+        returns_of, start=np.zeros(1, np.float32), sequences=end_only(4000, 9), key=KEY, particles=4, mode=mode
+    )
+    squares = np.asarray(play(score_end(squared).world(ensemble)))
     assert squares.mean() == pytest.approx(9, rel=0.05)
-    means = play(score_end(lambda s: s).world(ensemble), sequences=end_only(4000, 9))
+    means = np.asarray(play(score_end(as_it_is).world(ensemble)))
     assert means.var() == pytest.approx(9 / 4, rel=0.1)
     assert means.mean() == pytest.approx(0, abs=0.1)
+
+
+@partial(jax.jit, static_argnums=0)
+def rules(env, task, obs, action):
+    """One true step."""
+    after = env.dynamics(task, obs, action)
+    return after, env.reward(task, obs, action, after), env.terminated(task, after)
 
 
 @pytest.mark.parametrize("mode", ["TSinf", "TS1", "mean"])
 @pytest.mark.parametrize("knows_reward", [False, True], ids=["known reward", "learnt reward"])
 def test_true_dynamics_give_the_true_returns(mode, knows_reward):
-    env, task = Cart(edge=0.9), jnp.float32(0.7)
-    sequences = jax.random.uniform(KEY, (20, 8, 1), minval=-1, maxval=1)
-    obs = jnp.array([0.5, 0.1])
+    env, task = Cart(edge=0.9), np.float32(0.7)
+    sequences, obs = uniform(20, 8, 1), np.float32([0.5, 0.1])
     model = known(env, task)
     model = replace(model, reward=None) if knows_reward else model
-    returns = sequence_returns(model.world(Truth(env, task, 3, knows_reward)), obs, sequences, KEY, 6, mode)
+    world = model.world(Truth(env, task, 3, knows_reward))
+    returns = np.asarray(jax.jit(lambda *args: sequence_returns(world, *args, KEY, 6, mode))(obs, sequences))
     lengths = []
     for sequence, imagined in zip(sequences, returns, strict=True):
         state, total, end = obs, 0.0, 0
         for action in sequence:
             end += 1
-            after = env.dynamics(task, state, action)
-            total += env.reward(task, state, action, after)
-            if env.terminated(task, after):
+            state, reward, ended = rules(env, task, state, action)
+            total += reward
+            if ended:
                 break
-            state = after
         lengths.append(end)
         assert imagined == pytest.approx(float(total), rel=1e-4, abs=1e-5)
     assert min(lengths) < max(lengths)  # some ended, and what came after did not count
@@ -197,58 +242,57 @@ def test_true_dynamics_give_the_true_returns(mode, knows_reward):
 
 @pytest.mark.parametrize("mode", ["TSinf", "TS1", "mean"])
 def test_a_candidate_that_is_not_finite_is_nan_and_spoils_no_other(mode):
-    ensemble = LEARNT.create(3, 2, KEY)
     model = Meaning(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2))
-    sequences = jax.random.uniform(KEY, (6, 4, 1), minval=-1, maxval=1)
-    play = partial(sequence_returns, model.world(ensemble), jnp.ones(2), key=KEY, particles=6, mode=mode)
-    clean = play(sequences=sequences)
-    broken = play(sequences=sequences.at[1, 0].set(jnp.nan).at[3, 3].set(jnp.nan))
+    sequences = uniform(6, 4, 1)
+    play = partial(returns_of, model.world(drawn(3, 2, KEY)), np.ones(2, np.float32), key=KEY, particles=6, mode=mode)
+    clean = np.asarray(play(sequences=sequences))
+    broken = np.asarray(play(sequences=replaced(sequences, ([1, 3], [0, 3]), np.nan)))
     np.testing.assert_array_equal(np.isnan(broken), [False, True, False, True, False, False])
     for i in (0, 2, 4, 5):
         assert broken[i] == clean[i]
 
 
 def test_actions_beyond_the_box_do_no_more_than_its_edge():
-    ensemble = LEARNT.create(3, 2, KEY)
     model = Meaning(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2) - action[0])
-    sequences = jax.random.uniform(KEY, (6, 4, 1), minval=-1, maxval=1).at[2, 1].set(1)
-    play = partial(sequence_returns, model.world(ensemble), jnp.ones(2), key=KEY, particles=6)
-    assert (play(sequences=sequences) == play(sequences=sequences.at[2, 1].set(1e30))).all()
+    edge, beyond = (replaced(uniform(6, 4, 1), (2, 1), value) for value in (1, 1e30))
+    play = partial(returns_of, model.world(drawn(3, 2, KEY)), np.ones(2, np.float32), key=KEY, particles=6)
+    np.testing.assert_array_equal(play(sequences=edge), play(sequences=beyond))
 
 
 @pytest.mark.parametrize("reward", [jnp.inf, -jnp.inf, jnp.nan])
 def test_one_bad_particle_is_enough(reward):
     model = score_end(lambda s: jnp.where(s > 0, reward, 1.0))
-    returns = sequence_returns(model.world(steps_of([1.0, -1.0])), jnp.zeros(1), end_only(3, 2), KEY, 2)
+    returns = returns_of(model.world(steps_of([1.0, -1.0])), np.zeros(1, np.float32), end_only(3, 2), KEY, 2)
     assert np.isnan(returns).all()
 
 
 def test_a_state_that_overflows_is_nan_though_its_reward_is_not():
     model = Meaning(reward=lambda obs, action, next_obs: jnp.exp(-(next_obs[0] ** 2)))
-    returns = sequence_returns(model.world(steps_of([3e38, 0.0])), jnp.zeros(1), end_only(3, 2), KEY, 2)
+    returns = returns_of(model.world(steps_of([3e38, 0.0])), np.zeros(1, np.float32), end_only(3, 2), KEY, 2)
     assert np.isnan(returns).all()
 
 
 def test_only_elites_are_used():
-    ensemble = replace(steps_of([5.0, 1.0, -1.0]), elites=jnp.array([2, 1]))
-    world = score_end(lambda s: s).world(ensemble)
-    play = partial(sequence_returns, world, jnp.zeros(1), end_only(2, 3), KEY, 2)
-    np.testing.assert_allclose(play("TSinf"), 0)
-    np.testing.assert_allclose(play("mean"), 0)
+    ensemble = replace(steps_of([5.0, 1.0, -1.0]), elites=jnp.asarray(np.array([2, 1])))
+    world = score_end(as_it_is).world(ensemble)
+    play = partial(returns_of, world, np.zeros(1, np.float32), end_only(2, 3), KEY, 2)
+    np.testing.assert_allclose(play(mode="TSinf"), 0)
+    np.testing.assert_allclose(play(mode="mean"), 0)
 
 
 def test_particles_must_be_shared_equally():
     with pytest.raises(UserError, match="5 particles cannot be shared equally among 2 members"):
-        sequence_returns(Meaning().world(steps_of([1.0, -1.0])), jnp.zeros(1), end_only(2, 3), KEY, 5)
+        returns_of(Meaning().world(steps_of([1.0, -1.0])), np.zeros(1, np.float32), end_only(2, 3), KEY, 5)
 
 
 def test_no_candidate_depends_on_another():
-    ensemble = LEARNT.create(3, 2, KEY)
     model = Meaning(reward=lambda obs, action, next_obs: next_obs[0])
-    sequences = jax.random.uniform(KEY, (5, 4, 1))
+    sequences = uniform(5, 4, 1, low=0.0)
     for mode in ("TSinf", "TS1", "mean"):
-        play = partial(sequence_returns, model.world(ensemble), jnp.ones(2), key=KEY, particles=3, mode=mode)
-        moved = play(sequences=sequences.at[2].add(1.0)) != play(sequences=sequences)
+        play = partial(
+            returns_of, model.world(drawn(3, 2, KEY)), np.ones(2, np.float32), key=KEY, particles=3, mode=mode
+        )
+        moved = np.asarray(play(sequences=replaced(sequences, 2, sequences[2] + 1))) != play(sequences=sequences)
         np.testing.assert_array_equal(moved, np.arange(5) == 2)
 
 
@@ -258,26 +302,30 @@ def test_no_candidate_depends_on_another():
 @pytest.mark.parametrize("reward", [None, lambda obs, action, next_obs: next_obs[1]], ids=["learnt", "known"])
 def test_what_is_learnt_leads_back_to_what_happened(reward):
     model = Meaning(reward=reward)
-    before, after, action = jnp.array([3.0, 1.0]), jnp.array([-3.1, 2.0]), jnp.array([0.5])
-    outputs = model.targets(before, jnp.float32(7.0), after)
+    before, after, action = np.float32([3.0, 1.0]), np.float32([-3.1, 2.0]), np.float32([0.5])
+    outputs = jax.jit(model.targets)(before, np.float32(7.0), after)
     assert outputs.shape == (2 + (reward is None),)
-    np.testing.assert_array_equal(model.inputs(before, action), [*before, 0.5])
-    np.testing.assert_array_equal(model.inputs(before, 9 * action), [*before, 1.0])  # as environments clip it
-    next_obs, paid, ended = model.decode(before, action, outputs)
+    inputs = jax.jit(model.inputs)
+    np.testing.assert_array_equal(inputs(before, action), [*before, 0.5])
+    np.testing.assert_array_equal(inputs(before, 9 * action), [*before, 1.0])  # as environments clip it
+    next_obs, paid, ended = jax.jit(model.decode)(before, action, outputs)
     np.testing.assert_allclose(next_obs, after, rtol=1e-6)
     assert paid == (7.0 if reward is None else 2.0)
     assert not ended
 
 
 def test_a_step_advances_every_members_own_rows():
-    ensemble = LEARNT.create(3, 3, KEY)
     model = Meaning(terminated=lambda obs: obs[1] > 1)
-    obs, action = jax.random.normal(KEY, (5, 7, 2)), jax.random.normal(KEY, (5, 7, 1))
-    noise = jax.random.normal(KEY, (5, 7, 3))
-    latent, (after, reward, ended) = model.world(ensemble).step(obs, action, noise)
+    obs, action, noise = normal(5, 7, 2), normal(5, 7, 1, seed=1), normal(5, 7, 3, seed=2)
+
+    @jax.jit
+    def both(ensemble, obs, action, noise):
+        inputs = jax.vmap(jax.vmap(model.inputs))(obs, action)
+        return model.world(ensemble).step(obs, action, noise), ensemble.sample(inputs, noise)
+
+    told = both(drawn(3, 3, KEY), obs, action, noise)
+    (latent, (after, reward, ended)), outputs = jax.tree.map(np.asarray, told)
     np.testing.assert_array_equal(latent, after)
-    inputs = jax.vmap(jax.vmap(model.inputs))(obs, action)
-    outputs = ensemble.sample(inputs, noise)
     for k, i in np.ndindex(5, 7):
         np.testing.assert_array_equal(reward[k, i], outputs[k, i, 0])
         np.testing.assert_array_equal(after[k, i], obs[k, i] + outputs[k, i, 1:])
@@ -285,10 +333,10 @@ def test_a_step_advances_every_members_own_rows():
 
 
 def test_ensembles_and_true_dynamics_are_predictors_and_the_cart_is_known():
-    assert isinstance(LEARNT.create(3, 2, KEY), Predictor)
+    assert isinstance(drawn(3, 2, KEY), Predictor)
     assert isinstance(Truth(Cart(), 1.0), Predictor)
     assert isinstance(Cart(), Known)
-    assert isinstance(Meaning().world(LEARNT.create(3, 2, KEY)), World)
+    assert isinstance(Meaning().world(drawn(3, 2, KEY)), World)
     assert hash(Meaning()) == hash(Meaning())
 
 
@@ -321,85 +369,96 @@ def test_what_an_environment_does_not_say_must_be_learnt_or_is_refused():
 
 def test_errors_compound_from_the_first_observation():
     """Members that go 1, 2 and −1 per step where the world goes 1: off by 0, t and 2 t."""
-    path = jnp.stack([jnp.arange(6.0), jnp.arange(6.0)], axis=1)
-    ensemble = constant(replace(STEADY, members=3, elites=2), 3, jnp.array([[1.0] * 2, [2.0] * 2, [-1.0] * 2]))
+    path = np.stack([np.arange(6, dtype=np.float32)] * 2, axis=1)
+    ensemble = constant(replace(STEADY, members=3, elites=2), 3, np.float32([[1.0] * 2, [2.0] * 2, [-1.0] * 2]))
     world = Meaning(reward=lambda *_: jnp.float32(0)).world(ensemble)
-    errors = open_loop_errors(world, path[0], jnp.zeros((5, 1)), path[1:])
+    errors = jax.jit(open_loop_errors)(world, path[0], np.zeros((5, 1), np.float32), path[1:])
     steps = np.arange(1, 6)
     np.testing.assert_allclose(errors, [0 * steps, steps, 2 * steps], atol=1e-6)
 
 
 def test_true_dynamics_make_no_errors():
-    env, task = Cart(), jnp.float32(0.7)
-    episode = DeviceCollector(env, GivenTasks()).episodes(policy, 0.5, jnp.zeros(1), task[None], KEY).episodes
-    world = known(env, task).world(Truth(env, task))
-    errors = open_loop_errors(world, episode.obs[0, 0], episode.action[:, 0], episode.next_obs[:, 0])
+    env, task = Cart(), np.float32(0.7)
+    world, episode = known(env, task).world(Truth(env, task)), lived(env, task, 1, policy)
+    obs, action, after = (np.asarray(x)[:, 0] for x in (episode.obs, episode.action, episode.next_obs))
+    errors = jax.jit(partial(open_loop_errors, world))(obs[0], action, after)
     np.testing.assert_allclose(errors, np.zeros((3, 6)), atol=1e-6)
 
 
 # --- branches
 
 
+def quiet(params, carry, timestep, key):
+    """The policy with the same noise at every step."""
+    return policy(params, carry, timestep, KEY)
+
+
+def idle(params, carry, timestep, key):
+    return jnp.zeros(1), carry, ()
+
+
 @pytest.mark.parametrize("edge", [jnp.inf, 0.7], ids=["never ends", "ends"])
 @pytest.mark.parametrize("knows_reward", [False, True], ids=["known reward", "learnt reward"])
 def test_a_branch_through_the_true_dynamics_is_the_environments_episode(edge, knows_reward):  # T10
-    env, task, copies = Cart(edge), jnp.float32(0.7), 40
-    quiet = lambda params, carry, timestep, key: policy(params, carry, timestep, KEY)  # noqa: E731
-    carry = jnp.zeros(copies)
-    real = DeviceCollector(env, GivenTasks()).episodes(quiet, 0.5, carry, jnp.full(copies, task), KEY).episodes
+    env, task, copies = Cart(edge), np.float32(0.7), 40
+    real = lived(env, task, copies, quiet)
     model = known(env, task)
     model = replace(model, reward=None) if knows_reward else model
     truth = Truth(env, task, 3, knows_reward)
-    dreamt = jax.jit(lambda: branch(model.world(truth), quiet, 0.5, real.obs[0], env.horizon, KEY, carry))()
-    valid = np.asarray(valid_steps(real.last))
+    dreamt = jax.jit(
+        lambda starts: branch(model.world(truth), quiet, 0.5, starts, env.horizon, KEY, jnp.zeros(copies))
+    )(np.asarray(real.obs)[0])
+    (valid, _, returns), (dreamt_valid, lengths, dreamt_returns) = (steps_counted(steps) for steps in (real, dreamt))
+    valid, real, dreamt = jax.tree.map(np.asarray, (valid, real, dreamt))
     # A time limit is not a predicted end, and a branch that is cut off is not `last`.
     ended = real.last & (real.discount == 0)
-    np.testing.assert_array_equal(np.asarray(dreamt.last)[valid], np.asarray(ended)[valid])
-    np.testing.assert_array_equal(valid_steps(dreamt.last), valid)
+    np.testing.assert_array_equal(dreamt.last[valid], ended[valid])
+    np.testing.assert_array_equal(dreamt_valid, valid)
     for name in ("obs", "action", "reward", "discount", "next_obs"):
-        imagined, actual = (np.asarray(getattr(steps, name))[valid] for steps in (dreamt, real))
+        imagined, actual = (getattr(steps, name)[valid] for steps in (dreamt, real))
         np.testing.assert_allclose(imagined, actual, rtol=1e-5, atol=1e-6, err_msg=name)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[valid], b[valid], rtol=1e-5, atol=1e-6), dreamt.extras, real.extras
     )
-    np.testing.assert_allclose(episode_returns(dreamt), episode_returns(real), rtol=1e-5)
+    np.testing.assert_allclose(dreamt_returns, returns, rtol=1e-5)
     if edge < jnp.inf:
-        assert len(np.unique(episode_lengths(dreamt.last))) > 2
+        assert len(np.unique(lengths)) > 2
 
 
 def test_after_a_predicted_end_the_observation_stays():
     model = Meaning(reward=lambda obs, action, next_obs: obs[0], terminated=lambda obs: obs[0] > 2.5)
-    act = lambda params, carry, timestep, key: (jnp.zeros(1), carry, ())  # noqa: E731
-    dreamt = branch(model.world(steps_of([1.0, 1.0])), act, None, jnp.array([[0.0], [2.0]]), 5, KEY)
+    dreamt = branched(model.world(steps_of([1.0, 1.0])), idle, None, np.float32([[0.0], [2.0]]), 5, KEY)
+    _, lengths, returns = steps_counted(dreamt)
+    dreamt = jax.tree.map(np.asarray, dreamt)
     np.testing.assert_array_equal(dreamt.next_obs[:, :, 0], [[1, 3], [2, 3], [3, 3], [3, 3], [3, 3]])
     np.testing.assert_array_equal(dreamt.discount[:3, 0], [1, 1, 0])
-    np.testing.assert_array_equal(episode_lengths(dreamt.last), [3, 1])
-    np.testing.assert_array_equal(episode_returns(dreamt), [3, 2])
+    np.testing.assert_array_equal(lengths, [3, 1])
+    np.testing.assert_array_equal(returns, [3, 2])
 
 
 @pytest.mark.parametrize("branches", [1, 4, 5, 6, 103])
 def test_members_are_dealt_out_equally_at_random_and_anew(branches):
-    ensemble = replace(steps_of([9.0, 0.0, 1.0, 2.0, 3.0, 4.0]), elites=jnp.array([1, 2, 3, 4, 5]))
+    ensemble = replace(steps_of([9.0, 0.0, 1.0, 2.0, 3.0, 4.0]), elites=jnp.asarray(np.arange(1, 6)))
     model = Meaning(reward=lambda obs, action, next_obs: next_obs[0] - obs[0])
-    act = lambda params, carry, timestep, key: (jnp.zeros(1), carry, ())  # noqa: E731
     horizon = 4000 // branches
-    dreamt = branch(model.world(ensemble), act, None, jnp.zeros((branches, 1)), horizon, KEY)
-    counts = np.stack([(np.asarray(dreamt.reward) == k).sum(1) for k in range(5)])
+    starts = np.zeros((branches, 1), np.float32)
+    reward = np.asarray(branched(model.world(ensemble), idle, None, starts, horizon, KEY).reward)
+    counts = np.stack([(reward == k).sum(1) for k in range(5)])
     assert (counts.sum(0) == branches).all()  # never the member that is no elite
     assert counts.max() <= -(-branches // 5)
     # Each copy meets each member equally often, in an order of its own.
-    shares = np.stack([(np.asarray(dreamt.reward) == k).mean(0) for k in range(5)])
+    shares = np.stack([(reward == k).mean(0) for k in range(5)])
     np.testing.assert_allclose(shares, 0.2, atol=5 * (0.16 / horizon) ** 0.5)
     if branches == 103:
-        assert len(np.unique(dreamt.reward[:8], axis=1).T) > 95
+        assert len(np.unique(reward[:8], axis=1).T) > 95
 
 
 def test_branches_are_noisy_and_different():
-    ensemble = LEARNT.create(3, 2, KEY)
     model = Meaning(reward=lambda obs, action, next_obs: next_obs[0])
     act = lambda params, carry, timestep, key: (params * jax.random.normal(key, (1,)), carry, key)  # noqa: E731
-    for scale in (0.0, 1.0):
-        dreamt = branch(model.world(ensemble), act, scale, jnp.ones((20, 2)), 3, KEY)
+    for scale in np.float32([0.0, 1.0]):
+        dreamt = branched(model.world(drawn(3, 2, KEY)), act, scale, np.ones((20, 2), np.float32), 3, KEY)
+        dreamt = jax.tree.map(np.asarray, dreamt._replace(extras=()))
         assert len(np.unique(dreamt.next_obs[0, :, 0])) == 20
         np.testing.assert_array_equal(dreamt.next_obs[:-1], dreamt.obs[1:])
         assert len(np.unique(dreamt.action)) == (60 if scale else 1)
@@ -408,7 +467,8 @@ def test_branches_are_noisy_and_different():
 def test_the_first_previous_action_is_zeros_and_nothing_is_first():
     act = lambda params, carry, timestep, key: (jnp.ones(1), carry, timestep)  # noqa: E731
     model = Meaning(reward=lambda obs, action, next_obs: jnp.float32(2))
-    seen = branch(model.world(steps_of([1.0, 1.0])), act, None, jnp.zeros((3, 1)), 4, KEY).extras
+    seen = branched(model.world(steps_of([1.0, 1.0])), act, None, np.zeros((3, 1), np.float32), 4, KEY).extras
+    seen = jax.tree.map(np.asarray, seen)
     np.testing.assert_array_equal(seen.prev_action[:, 0, 0], [0, 1, 1, 1])
     np.testing.assert_array_equal(seen.reward[:, 0], [0, 2, 2, 2])
     assert not seen.first.any()
@@ -417,23 +477,23 @@ def test_the_first_previous_action_is_zeros_and_nothing_is_first():
 
 def test_branches_of_many_tasks_at_once():
     """`vmap` over starts and over ensembles gives what single calls give."""
-    ensembles = jax.vmap(lambda key: LEARNT.create(3, 2, key))(jax.random.split(KEY, 2))
+    singles = [drawn(3, 2, jax.random.key(i)) for i in range(2)]
+    ensembles = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
     model = Meaning(reward=lambda obs, action, next_obs: next_obs[0])
-    sequences = jax.random.uniform(KEY, (2, 5, 4, 1))
+    sequences = uniform(2, 5, 4, 1, low=0.0)
     play = lambda ensemble, sequences: sequence_returns(model.world(ensemble), jnp.ones(2), sequences, KEY, 3)  # noqa: E731
-    together = jax.vmap(play)(ensembles, sequences)
-    for i in range(2):
-        ensemble = jax.tree.map(lambda leaf, i=i: leaf[i], eqx.filter(ensembles, eqx.is_array))
-        np.testing.assert_allclose(together[i], play(ensemble, sequences[i]), rtol=1e-5)
+    together, alone = jax.jit(jax.vmap(play))(ensembles, sequences), jax.jit(play)
+    for i, ensemble in enumerate(singles):
+        np.testing.assert_allclose(np.asarray(together)[i], alone(ensemble, sequences[i]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("knows", [True, False])
 def test_examples_are_the_inputs_and_targets_of_every_row(knows):
     world = Meaning(reward=(lambda obs, action, next_obs: obs[0]) if knows else None)
-    obs, action, after = (jax.random.normal(jax.random.key(i), (5, n)) for i, n in enumerate((2, 1, 2)))
-    reward = jnp.arange(5.0)
-    rows = Transition(obs, 3 * action, reward, jnp.ones(5), after, jnp.zeros(5, bool), ())
-    inputs, targets = world.examples(rows)
-    np.testing.assert_array_equal(inputs, jnp.concatenate([obs, jnp.clip(3 * action, -1, 1)], axis=1))
+    obs, action, after = (normal(5, n, seed=i) for i, n in enumerate((2, 1, 2)))
+    reward = np.arange(5, dtype=np.float32)
+    rows = Transition(obs, 3 * action, reward, np.ones(5, np.float32), after, np.zeros(5, bool), ())
+    inputs, targets = jax.jit(world.examples)(rows)
+    np.testing.assert_array_equal(inputs, np.concatenate([obs, np.clip(3 * action, -1, 1)], axis=1))
     change = after - obs
-    np.testing.assert_array_equal(targets, change if knows else jnp.concatenate([reward[:, None], change], axis=1))
+    np.testing.assert_array_equal(targets, change if knows else np.concatenate([reward[:, None], change], axis=1))

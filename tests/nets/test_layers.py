@@ -1,5 +1,7 @@
 """Networks: the published sizes, PyTorch's initial scales, and the identities that fast paths rely on."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,22 @@ from metadyna.policies.action_values import ExplorePolicy, FeedForwardPolicy, Re
 from metadyna.systems.dream import DREAM, ExecuteNets
 
 KEY = jax.random.key(0)
+
+
+def jitted(make):
+    """What a function of nothing makes, compiled as one."""
+    return jax.tree.map(np.asarray, jax.jit(make)())
+
+
+@jax.jit
+def said(network, x):
+    return network(x)
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 CITY = CityGrid(distractors=True)
 DISTRACTION, GOAL = CITY.spec, CITY.instruction_space  # observation (9, 9, 4), goal (9, 9), 576 problems
 
@@ -69,34 +87,37 @@ MODULES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_are_the_published_ones(name):
     make, expected = SIZES[name]
-    assert num_parameters(make()) == expected
+    assert num_parameters(jax.eval_shape(make)) == expected
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_leaf_is_an_array(name):
-    leaves = jax.tree.leaves(MODULES[name]())
+    modules = []
+    jax.eval_shape(lambda: modules.append(MODULES[name]()))  # as they are before they are drawn
+    leaves = jax.tree.leaves(modules)
     assert leaves
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in leaves)
 
 
 def test_plain_transformations_apply_to_networks():
-    weights = MLP.create((3, 4, 2), KEY)
+    weights = jitted(lambda: MLP.create((3, 4, 2), KEY))
     gradients = jax.jit(jax.grad(lambda w: jnp.sum(w(jnp.ones(3)))))(weights)
-    stepped = jax.tree.map(lambda w, g: w - g, weights, gradients)
+    stepped = jax.tree.map(lambda w, g: w - np.asarray(g), weights, gradients)
     np.testing.assert_allclose(stepped.layers[1].bias, weights.layers[1].bias - 1, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("tensors", "bound"),
+    ("make", "bound"),
     [
-        (jax.tree.leaves(Linear.create(100, 400, KEY)), 0.1),
-        (jax.tree.leaves(Linear.create(100, 400, KEY, fan_in=25)), 0.2),
-        (jax.tree.leaves(LSTM.create(4, 100, KEY)), 0.1),
-        (jax.tree.leaves(GRU.create(4, 100, KEY)), 0.1),
+        (lambda: Linear.create(100, 400, KEY), 0.1),
+        (lambda: Linear.create(100, 400, KEY, fan_in=25), 0.2),
+        (lambda: LSTM.create(4, 100, KEY), 0.1),
+        (lambda: GRU.create(4, 100, KEY), 0.1),
     ],
     ids=["linear", "linear with fan-in", "lstm", "gru"],
 )
-def test_weights_start_uniform_within_their_bound(tensors, bound):
+def test_weights_start_uniform_within_their_bound(make, bound):
+    tensors = jax.tree.leaves(jitted(make))
     values = np.concatenate([np.ravel(tensor) for tensor in tensors])
     for tensor in tensors:  # no tensor is left out, or drawn on a scale of its own
         assert 0.95 * bound < np.abs(tensor).max() <= bound
@@ -105,66 +126,87 @@ def test_weights_start_uniform_within_their_bound(tensors, bound):
 
 
 def test_embeddings_start_normal():
-    table = Embedding.create(100, 100, KEY).table
+    table = jitted(lambda: Embedding.create(100, 100, KEY)).table
     assert table.mean() == pytest.approx(0, abs=0.03)
     assert table.std() == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU])
 def test_initial_tensors_are_drawn_independently(kind):
-    memory = kind.create(8, 8, KEY)
+    memory = jitted(lambda: kind.create(8, 8, KEY))
     assert not np.allclose(memory.project.weight, memory.recurrent.weight)
     assert not np.allclose(memory.project.weight[0], memory.project.bias)
 
 
 @pytest.mark.parametrize("widths", [(5,), (2, 3), (1, 3, 1)])
 def test_the_parts_of_a_split_map_sum_to_the_whole(widths):
-    linear = Linear.create(5, 4, KEY)
-    x = jax.random.normal(KEY, (5,))[: sum(widths)]
-    parts = np.split(x, np.cumsum(widths)[:-1])
-    total = sum(part(value) for part, value in zip(linear.split(widths), parts, strict=True))
-    np.testing.assert_allclose(total, linear(x), atol=1e-6)
+    x = random(5)
+
+    @jax.jit
+    def both(key, x):
+        linear, parts = Linear.create(5, 4, key), jnp.split(x, np.cumsum(widths)[:-1])
+        return sum(part(value) for part, value in zip(linear.split(widths), parts, strict=True)), linear(x)
+
+    np.testing.assert_allclose(*both(KEY, x), atol=1e-6)
 
 
 def test_an_mlp_is_affine_after_its_last_activation():
-    mlp = MLP.create((3, 4, 2), KEY)
-    (w0, b0), (w1, b1) = [(np.asarray(layer.weight), np.asarray(layer.bias)) for layer in mlp.layers]
+    mlp = jitted(lambda: MLP.create((3, 4, 2), KEY))
+    (w0, b0), (w1, b1) = [(layer.weight, layer.bias) for layer in mlp.layers]
     x = np.array([1.0, -2.0, 0.5], np.float32)
-    np.testing.assert_allclose(mlp(jnp.asarray(x)), np.maximum(x @ w0 + b0, 0) @ w1 + b1, atol=1e-6)
+    np.testing.assert_allclose(said(mlp, x), np.maximum(x @ w0 + b0, 0) @ w1 + b1, atol=1e-6)
 
 
 def test_a_layer_norm_gives_mean_0_and_deviation_1_before_scale_and_shift():
-    x = jax.random.normal(KEY, (100,)) * 5 + 3
-    y = LayerNorm.create(100)(x)
+    x, norm = random(100) * 5 + 3, jitted(lambda: LayerNorm.create(100))
+    y = np.asarray(said(norm, x))
     np.testing.assert_allclose(y, (x - x.mean()) / x.std(), atol=1e-5)
-    np.testing.assert_allclose(LayerNorm.create(100)(7 * x - 2), y, atol=1e-5)
-    scale, shift = jnp.arange(100.0), -jnp.ones(100)
-    np.testing.assert_allclose(LayerNorm(scale, shift)(x), scale * y - 1, rtol=1e-5)
-    constant, slope = jax.value_and_grad(lambda x: jnp.sum(LayerNorm.create(3)(x) ** 2))(jnp.ones(3))
+    np.testing.assert_allclose(said(norm, 7 * x - 2), y, atol=1e-5)
+    scale, shift = np.arange(100, dtype=np.float32), -np.ones(100, np.float32)
+    moved = LayerNorm(jnp.asarray(scale), jnp.asarray(shift))
+    np.testing.assert_allclose(said(moved, x), scale * y - 1, rtol=1e-5)
+    slopes = jax.jit(jax.value_and_grad(lambda x: jnp.sum(LayerNorm.create(3)(x) ** 2)))
+    constant, slope = map(np.asarray, slopes(np.ones(3, np.float32)))
     assert constant == 0
-    assert jnp.isfinite(slope).all()
+    assert np.isfinite(slope).all()
 
 
 def test_a_normalised_mlp_normalises_before_every_activation_and_draws_the_same_weights():
-    plain, mlp = (MLP.create((3, 8, 8, 2), KEY, jnp.tanh, layer_norm=norm) for norm in (False, True))
+    plain, mlp = jitted(lambda: [MLP.create((3, 8, 8, 2), KEY, jnp.tanh, layer_norm=norm) for norm in (False, True)])
     jax.tree.map(np.testing.assert_array_equal, plain.layers, mlp.layers)
     assert len(mlp.norms) == 2
     assert num_parameters(mlp) - num_parameters(plain) == 2 * 2 * 8
     x = np.array([1.0, -2.0, 0.5], np.float32)
     hidden = x
     for layer in mlp.layers[:-1]:
-        hidden = hidden @ np.asarray(layer.weight) + np.asarray(layer.bias)
+        hidden = hidden @ layer.weight + layer.bias
         hidden = np.tanh((hidden - hidden.mean()) / hidden.std())
-    expected = hidden @ np.asarray(mlp.layers[-1].weight) + np.asarray(mlp.layers[-1].bias)
-    np.testing.assert_allclose(mlp(jnp.asarray(x)), expected, atol=1e-3)
-    huge = MLP((Linear(mlp.layers[0].weight * 1e4, mlp.layers[0].bias * 1e4), *mlp.layers[1:]), jnp.tanh, mlp.norms)
-    np.testing.assert_allclose(huge(jnp.asarray(x)), expected, atol=1e-3)
+    expected = hidden @ mlp.layers[-1].weight + mlp.layers[-1].bias
+    np.testing.assert_allclose(said(mlp, x), expected, atol=1e-3)
+    first, *others = mlp.layers
+    huge = MLP((jax.tree.map(lambda w: 1e4 * w, first), *others), jnp.tanh, mlp.norms)
+    np.testing.assert_allclose(said(huge, x), expected, atol=1e-3)
 
 
 def test_a_discrete_encoder_reads_every_component():
-    encoder = DiscreteEncoder.create((3, 4), 8, KEY)
-    outputs = {tuple(np.asarray(encoder(jnp.array(x))).round(5).tolist()) for x in np.ndindex(3, 4)}
+    encoder = jitted(lambda: DiscreteEncoder.create((3, 4), 8, KEY))
+    outputs = {tuple(np.asarray(said(encoder, np.int32(x))).round(5).tolist()) for x in np.ndindex(3, 4)}
     assert len(outputs) == 12
+
+
+@jax.jit
+def _projections(memory, inputs):
+    return jax.vmap(jax.vmap(memory.project))(inputs)
+
+
+def projections(memory, inputs):
+    """Inputs [T, B] as a memory takes them."""
+    return np.asarray(_projections(memory, inputs))
+
+
+@jax.jit
+def stepped(memory, state, projected):
+    return memory.step(state, projected)
 
 
 def sigmoid(x):
@@ -186,15 +228,14 @@ def lstm_by_hand(lstm, inputs):
 
 
 def test_an_lstm_unrolls_to_its_formula_and_to_its_steps():
-    lstm = LSTM.create(3, 4, KEY)
-    inputs = 3 * jax.random.normal(jax.random.key(1), (7, 2, 3))
-    projected = jax.vmap(jax.vmap(lstm.project))(inputs)
-    unrolled = lstm.unroll(projected)
+    lstm, inputs = jitted(lambda: LSTM.create(3, 4, KEY)), 3 * random(7, 2, 3)
+    projected = projections(lstm, inputs)
+    unrolled = np.asarray(jax.jit(lambda lstm, projected: lstm.unroll(projected))(lstm, projected))
     for b in range(2):
-        np.testing.assert_allclose(unrolled[:, b], lstm_by_hand(lstm, np.asarray(inputs[:, b])), atol=1e-5)
-        state = lstm.initial()
+        np.testing.assert_allclose(unrolled[:, b], lstm_by_hand(lstm, inputs[:, b]), atol=1e-5)
+        state = jitted(lambda: lstm.initial())
         for t in range(7):
-            state = lstm.step(state, projected[t, b])
+            state = stepped(lstm, state, projected[t, b])
             np.testing.assert_allclose(state[0], unrolled[t, b], atol=1e-6)
 
 
@@ -214,72 +255,70 @@ def gru_by_hand(gru, inputs, hidden):
 
 def test_a_gru_unrolls_to_its_formula_and_to_its_steps():
     """From zeros, where every episode begins, and from any other state."""
-    gru = GRU.create(3, 4, KEY)
-    inputs = 3 * jax.random.normal(jax.random.key(1), (7, 2, 3))
-    projected = jax.vmap(jax.vmap(gru.project))(inputs)
-    assert not gru.initial((2,)).any()
-    elsewhere = jax.random.normal(jax.random.key(2), (2, 4))
-    for start, unrolled in ((None, gru.unroll(projected)), (elsewhere, gru.unroll(projected, elsewhere))):
-        state = gru.initial((2,)) if start is None else start
+    gru, inputs, elsewhere = jitted(lambda: GRU.create(3, 4, KEY)), 3 * random(7, 2, 3), random(2, 4, seed=1)
+    zeros, projected = jitted(lambda: gru.initial((2,))), projections(gru, inputs)
+    assert not zeros.any()
+    unroll = jax.jit(lambda gru, *arguments: gru.unroll(*arguments))
+    for state, arguments in ((zeros, ()), (elsewhere, (elsewhere,))):
+        unrolled = np.asarray(unroll(gru, projected, *arguments))
         for b in range(2):
-            expected = gru_by_hand(gru, np.asarray(inputs[:, b]), np.asarray(state[b]))
+            expected = gru_by_hand(gru, inputs[:, b], state[b])
             np.testing.assert_allclose(unrolled[:, b], expected, atol=1e-5)
         for t in range(7):
-            state = gru.step(state, projected[t])
+            state = stepped(gru, state, projected[t])
             np.testing.assert_allclose(state, unrolled[t], atol=1e-6)
 
 
 def test_a_gru_waits_through_steps_that_are_not_valid():
     """What they hold does not matter, even NaN; the others follow one another as if alone."""
-    gru = GRU.create(3, 4, KEY)
-    projected = jax.random.normal(jax.random.key(1), (6, 2, 12))
-    valid = jnp.array([[True, False], [False, True], [True, True], [False, False], [True, True], [True, False]])
-    unrolled = gru.unroll(jnp.where(valid[..., None], projected, jnp.nan), valid=valid)
+    gru, projected = jitted(lambda: GRU.create(3, 4, KEY)), random(6, 2, 12)
+    valid = np.array([[True, False], [False, True], [True, True], [False, False], [True, True], [True, False]])
+    unroll = jax.jit(lambda gru, projected, valid: gru.unroll(projected, valid=valid))
+    unrolled = np.asarray(unroll(gru, np.where(valid[..., None], projected, np.float32(np.nan)), valid))
     for b in range(2):
-        state = gru.initial()
+        state = jitted(lambda: gru.initial())
         for t in range(6):
-            state = gru.step(state, projected[t, b]) if valid[t, b] else state
+            state = stepped(gru, state, projected[t, b]) if valid[t, b] else state
             np.testing.assert_allclose(unrolled[t, b], state, atol=1e-6)
 
 
 def test_the_dueling_mean_is_per_state():
-    value, advantage = jnp.array([1.0, 2.0]), jnp.array([[1.0, -1.0], [3.0, 1.0]])
-    combined = jax.vmap(dueling)(value, advantage)
+    value, advantage = np.float32([1.0, 2.0]), np.float32([[1.0, -1.0], [3.0, 1.0]])
+    combined = jax.jit(jax.vmap(dueling))(value, advantage)
     np.testing.assert_allclose(combined, [[2, 0], [3, 1]])  # the published code's batch mean gives [[1, -1], [4, 2]]
 
 
 def test_dueling_heads_give_values_of_the_given_mean():
-    heads = Dueling.create(3, 5, KEY)
-    x = jnp.array([1.0, 2.0, 3.0])
-    np.testing.assert_allclose(jnp.mean(heads(x)), heads.value(x)[0], atol=1e-6)
-    assert np.ptp(heads(x)) > 0.01
+    @jax.jit
+    def both(key, x):
+        heads = Dueling.create(3, 5, key)
+        return heads(x), heads.value(x)[0]
+
+    values, mean = map(np.asarray, both(KEY, np.float32([1.0, 2.0, 3.0])))
+    np.testing.assert_allclose(values.mean(), mean, atol=1e-6)
+    assert np.ptp(values) > 0.01
+
+
+@jax.jit
+@partial(jax.grad, argnums=(0, 1), has_aux=True)
+def differentiate(lstm, projected, counts, lengths):
+    hidden = jnp.where(counts, lstm.unroll(projected, lengths), 0.0)
+    return jnp.sum(jnp.sin(3 * hidden)), hidden
 
 
 @pytest.mark.parametrize("lengths", [[20] * 8, [1] * 8, [20, 3, 7, 1, 12, 12, 5, 9], [4, 0, 0, 0, 0, 0, 0, 2]])
 def test_unrolling_only_the_running_sequences_changes_neither_values_nor_gradients(lengths):
     """Against the plain scan, on the steps that count; the derivative there is JAX's own."""
-    lstm = LSTM.create(3, 6, jax.random.key(0))
-    projected = jax.random.normal(jax.random.key(1), (20, 8, 24))
-    lengths = jnp.array(lengths)
-    counts = (jnp.arange(20)[:, None] < lengths[None])[..., None]
-
-    def score(lstm, projected, lengths):
-        hidden = jnp.where(counts, lstm.unroll(projected, lengths), 0.0)
-        return jnp.sum(jnp.sin(3 * hidden)), hidden
-
-    differentiate = jax.jit(jax.grad(score, argnums=(0, 1), has_aux=True))
-    running, running_values = differentiate(lstm, projected, lengths)
-    plain, plain_values = differentiate(lstm, projected, None)
+    lstm, projected, lengths = jitted(lambda: LSTM.create(3, 6, KEY)), random(20, 8, 24), np.int32(lengths)
+    counts = (np.arange(20)[:, None] < lengths[None])[..., None]
+    running, running_values = differentiate(lstm, projected, counts, lengths)
+    plain, plain_values = differentiate(lstm, projected, counts, None)
     np.testing.assert_allclose(running_values, plain_values, atol=1e-6)
     for ours, theirs in zip(jax.tree.leaves(running), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 # --- pictures
-
-
-def random(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 @jax.jit
@@ -302,9 +341,9 @@ def test_convolutions_are_those_of_jax(size, height, width):
 
 
 def test_a_kernel_of_two_reaches_down_and_to_the_right():  # card of CRAR, 3.1
-    conv = Conv(jnp.ones((2, 2, 1, 1)), jnp.array([10.0]))
-    x = jnp.array([[1.0, 2.0], [3.0, 4.0]])[..., None]
-    np.testing.assert_array_equal(conv(x)[..., 0], [[20, 16], [17, 14]])
+    conv = Conv(jnp.asarray(np.ones((2, 2, 1, 1), np.float32)), jnp.asarray(np.float32([10])))
+    x = np.float32([[1, 2], [3, 4]])[..., None]
+    np.testing.assert_array_equal(np.asarray(said(conv, x))[..., 0], [[20, 16], [17, 14]])
 
 
 def test_pooling_takes_the_largest_of_each_square():
@@ -312,32 +351,43 @@ def test_pooling_takes_the_largest_of_each_square():
     expected = [
         [[x[3 * i : 3 * i + 3, 3 * j : 3 * j + 3, k].max() for k in range(2)] for j in range(3)] for i in range(2)
     ]
-    np.testing.assert_array_equal(max_pool(x, 3), expected)
-    np.testing.assert_array_equal(max_pool(x, 1), x)
+    pooled = jax.jit(max_pool, static_argnums=1)
+    np.testing.assert_array_equal(pooled(x, 3), expected)
+    np.testing.assert_array_equal(pooled(x, 1), x)
 
 
 @pytest.mark.parametrize("linear_end", [False, True])
 def test_convolutions_are_activated_and_then_pooled(linear_end):
-    net = glorot(ConvNet.zeros((2, 1, 3), (1, 4, 3, 2), (1, 2, 3), linear_end=linear_end), KEY)
-    net = jax.tree.map(lambda w: w + 0.1, net)
+    zeros = partial(ConvNet.zeros, (2, 1, 3), (1, 4, 3, 2), (1, 2, 3), linear_end=linear_end)
     x = random(6, 12, 1)
-    y = max_pool(jnp.tanh(net.layers[1](jnp.tanh(net.layers[0](x)))), 2)
-    y = net.layers[2](y)
-    np.testing.assert_allclose(net(x), max_pool(y if linear_end else jnp.tanh(y), 3), atol=1e-5)
-    assert net(x).shape == (1, 2, 2)
-    assert ConvNet.zeros((1,), (1, 2))(x).shape == (6, 12, 2)
+
+    @jax.jit
+    def both(key, x):
+        net = jax.tree.map(lambda w: w + 0.1, glorot(zeros(), key))
+        y = max_pool(jnp.tanh(net.layers[1](jnp.tanh(net.layers[0](x)))), 2)
+        y = net.layers[2](y)
+        return net(x), max_pool(y if linear_end else jnp.tanh(y), 3)
+
+    ours, expected = both(KEY, x)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    assert ours.shape == (1, 2, 2)
+    assert jax.eval_shape(lambda x: ConvNet.zeros((1,), (1, 2))(x), x).shape == (6, 12, 2)
 
 
 def test_glorot_weights_start_uniform_within_the_bounds_of_their_layers_and_biases_at_zero():
     """Glorot & Bengio 2010, eq. 16: ±√(6 / (fan_in + fan_out)), a kernel's field counted on both sides."""
-    convolutions = ConvNet.zeros((1, 2, 3), (30, 100, 40, 20))
-    dense = MLP((Linear.zeros(60, 90),), jnp.tanh)
-    one, other = (jax.jit(glorot)(Encoder(convolutions, dense), jax.random.key(seed)) for seed in (0, 1))
+
+    @jax.jit
+    def drawn(key):
+        dense = MLP((Linear.zeros(60, 90),), jnp.tanh)
+        return glorot(Encoder(ConvNet.zeros((1, 2, 3), (30, 100, 40, 20)), dense), key)
+
+    one, other = (jax.tree.map(np.asarray, drawn(jax.random.key(seed))) for seed in (0, 1))
     assert not np.allclose(one.head.layers[0].weight, other.head.layers[0].weight)
     layers = (*one.trunk.layers, one.head.layers[0])
     for layer, fans in zip(layers, (130, 4 * 140, 9 * 60, 150), strict=True):
         bound = (6 / fans) ** 0.5
-        weight = np.asarray(layer.weight)
+        weight = layer.weight
         assert 0.99 * bound < np.abs(weight).max() <= bound * (1 + 1e-6)
         assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.03)
         assert weight.mean() == pytest.approx(0, abs=0.04 * bound)
@@ -347,8 +397,12 @@ def test_glorot_weights_start_uniform_within_the_bounds_of_their_layers_and_bias
 
 
 def test_glorot_leaves_what_has_one_axis():
-    norm = LayerNorm(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]))
-    drawn = glorot(MLP((Linear.zeros(2, 2), Linear(jnp.zeros((2, 2)), jnp.array([5.0, 6.0]))), jnp.tanh, (norm,)), KEY)
+    def make():
+        norm = LayerNorm(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]))
+        layers = Linear.zeros(2, 2), Linear(jnp.zeros((2, 2)), jnp.array([5.0, 6.0]))
+        return glorot(MLP(layers, jnp.tanh, (norm,)), KEY)
+
+    drawn = jitted(make)
     np.testing.assert_array_equal(drawn.layers[1].bias, [5, 6])
     np.testing.assert_array_equal(drawn.norms[0].scale, [1, 2])
     assert np.abs(drawn.layers[1].weight).min() > 0
