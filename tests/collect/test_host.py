@@ -39,10 +39,16 @@ class Counts:
         return Count(length, jax.random.randint(jax.random.fold_in(key, 1), (), 0, 10**6))
 
     def enumerate(self):
-        return Count(jnp.array(self.lengths), jnp.arange(len(self.lengths)))
+        return counts(*self.lengths)
 
 
-class Counter(NamedTuple):
+def counts(*lengths):
+    """Tasks of some lengths, numbered."""
+    return Count(np.int32(lengths), np.arange(len(lengths), dtype=np.int32))
+
+
+@dataclass(frozen=True)
+class Counter:
     """Counts steps; observed are the task's number and the count, the reward is 1, 2, 3, …"""
 
     horizon: int = 5
@@ -64,13 +70,23 @@ class Counter(NamedTuple):
         return state, TimeStep(obs, reward, discount, jnp.bool_(False), ended | (state >= self.horizon), action)
 
 
+@functools.cache
+def simulator(env):
+    """Resetting copies, and stepping them."""
+
+    def reset(tasks, seeds):
+        return jax.vmap(env.reset)(tasks, jax.vmap(jax.random.key)(seeds))
+
+    return jax.jit(reset), jax.jit(jax.vmap(env.step, (0, 0, 0, None)))
+
+
 class OnHost(HostEnv):
     """A pure environment behind numpy; the seeds of its resets are kept to look at."""
 
     def __init__(self, env):
         self.env = env
         self.seeds = []
-        self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step, (0, 0, 0, None)))
+        self._reset, self._step = simulator(env)
 
     @property
     def spec(self):
@@ -78,7 +94,7 @@ class OnHost(HostEnv):
 
     def reset(self, tasks, seeds, state, where):
         self.seeds.append(seeds[where])
-        fresh, timestep = self._reset(tasks, jax.vmap(jax.random.key)(jnp.asarray(seeds[:, -1])))
+        fresh, timestep = self._reset(tasks, seeds[:, -1])
         if state is not None:
             pick = lambda new, old: np.where(where.reshape(-1, *[1] * (np.ndim(old) - 1)), new, old)  # noqa: E731
             fresh = jax.tree.map(pick, fresh, state)
@@ -104,21 +120,47 @@ def count_calls(params, carry, timestep, key):
 
 
 @functools.cache
-def compiled(collector):
-    return jax.jit(collector.collect, static_argnums=(0, 4))
+def compiled(collector, method, static):
+    return jax.jit(getattr(collector, method), static_argnums=static)
+
+
+def call(collector, method, static, *arguments):
+    """A method of a collector, as one program where it is on a device."""
+    on_host = isinstance(collector, HostCollector)
+    return (getattr(collector, method) if on_host else compiled(collector, method, static))(*arguments)
+
+
+def begin(collector, carry, batch, key=KEY):
+    return call(collector, "begin", (1,), carry, batch, key)
 
 
 def collect(collector, *arguments):
-    on_host = isinstance(collector, HostCollector)
-    return collector.collect(*arguments) if on_host else compiled(collector)(*arguments)
+    return call(collector, "collect", (0, 4), *arguments)
+
+
+def play(collector, *arguments):
+    return jax.tree.map(np.asarray, call(collector, "episodes", (0,), *arguments))
+
+
+def play_of_each(collector, *arguments):
+    return jax.tree.map(np.asarray, call(collector, "episodes_of_each", (0, 4), *arguments))
+
+
+def computed(function, *arguments):
+    return jax.tree.map(np.asarray, jax.jit(function)(*arguments))
+
+
+def zeros(*shape):
+    """The memory of agents that count."""
+    return np.zeros(shape, np.int32)
 
 
 @functools.cache
 def collected(kind, *steps, batch=6):
     """What a collector gathers in calls of so many steps each: the states after each call, and all steps."""
-    states, made = [BOTH[kind].begin(jnp.zeros(batch, jnp.int32), batch, KEY)], []
+    states, made = [begin(BOTH[kind], zeros(batch), batch)], []
     for i, count in enumerate(steps):
-        state, transitions = collect(BOTH[kind], count_calls, (), states[-1], jax.random.fold_in(KEY, i), count)
+        state, transitions = collect(BOTH[kind], count_calls, (), states[-1], jax.random.key(100 + i), count)
         states.append(state)
         made.append(transitions)
     return states, jax.tree.map(lambda *x: np.concatenate(x), *made)
@@ -206,7 +248,7 @@ def test_averages_are_over_the_episodes_that_ended_in_the_call(kind):
 def test_a_call_may_be_cut_in_two(kind):
     """4 + 4 steps are 8, up to the tasks that are drawn in between: here there is only one."""
     collector = THREES[kind]
-    begun = collector.begin(jnp.zeros(2, jnp.int32), 2, KEY)
+    begun = begin(collector, zeros(2), 2)
     begun = begun._replace(tasks=begun.tasks._replace(number=np.zeros(2, np.int32)))
     whole, at_once = collect(collector, count_calls, (), begun, KEY, 8)
     half, first = collect(collector, count_calls, (), begun, KEY, 4)
@@ -233,11 +275,11 @@ def numberless(tree):
 @pytest.mark.parametrize("kind", BOTH)
 def test_episodes_are_padded_to_the_horizon(kind):
     tasks = Counts().enumerate()
-    played = BOTH[kind].episodes(count_calls, (), jnp.zeros(6, jnp.int32), tasks, KEY).episodes
+    played = play(BOTH[kind], count_calls, (), zeros(6), tasks, KEY).episodes
     assert jax.tree.map(np.shape, played).extras["since"] == (5, 6)
-    np.testing.assert_array_equal(episode_lengths(played.last), [1, 2, 3, 4, 5, 5])
-    np.testing.assert_array_equal(episode_returns(played), [1, 3, 6, 10, 15, 15])
-    valid = np.asarray(valid_steps(played.last))
+    np.testing.assert_array_equal(computed(episode_lengths, played.last), [1, 2, 3, 4, 5, 5])
+    np.testing.assert_array_equal(computed(episode_returns, played), [1, 3, 6, 10, 15, 15])
+    valid = computed(valid_steps, played.last)
     np.testing.assert_array_equal(played.discount[valid & played.last], [0, 0, 0, 0, 0, 1][: valid[played.last].sum()])
     assert played.last[~valid].all()
     np.testing.assert_array_equal(played.obs[..., 0][valid], np.tile(np.arange(6), (5, 1))[valid])
@@ -245,14 +287,13 @@ def test_episodes_are_padded_to_the_horizon(kind):
 
 def test_short_episodes_are_padded_too():
     """All are over before the horizon; the host stops then, and fills up with the last step."""
-    tasks = Count(jnp.array([2, 1]), jnp.arange(2))
     host, device = (
-        BOTH[k].episodes(count_calls, (), jnp.zeros(2, jnp.int32), tasks, KEY).episodes for k in ("host", "device")
+        play(BOTH[kind], count_calls, (), zeros(2), counts(2, 1), KEY).episodes for kind in ("host", "device")
     )
     assert jax.tree.map(np.shape, host) == jax.tree.map(np.shape, device)
     assert host.last[1:].all()
     np.testing.assert_array_equal(host.obs[2:], np.stack([host.obs[1]] * 3))
-    np.testing.assert_array_equal(episode_lengths(host.last), [2, 1])
+    np.testing.assert_array_equal(computed(episode_lengths, host.last), [2, 1])
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -263,7 +304,7 @@ def test_scanning_stacks_what_was_made(kind):
     )
     assert state == 14
     assert made[0].tolist() == [10, 11, 12, 13]
-    np.testing.assert_allclose(made[1], [jax.random.uniform(key) for key in keys], rtol=1e-6)
+    np.testing.assert_allclose(made[1], computed(jax.vmap(jax.random.uniform), keys), rtol=1e-6)
 
 
 def test_collecting_may_be_repeated():
@@ -275,9 +316,10 @@ def test_collecting_may_be_repeated():
             state, made = collector.collect(count_calls, (), state, key, 1)
             return state, {**state.finished, "seen": Average(made.reward.sum(), 2)}
 
-        begun = collector.begin(jnp.zeros(2, jnp.int32), 2, KEY)
+        begun = begin(collector, zeros(2), 2)
         state, made = collector.scan(step, begun, jax.random.split(KEY, 7))
-        results[kind] = jax.tree.map(float, (jax.tree.map(lambda x: x.sum(axis=0), made), list(state.returns)))
+        totals = jax.tree.map(lambda x: np.asarray(x).sum(axis=0), made)
+        results[kind] = jax.tree.map(float, (totals, np.asarray(state.returns).tolist()))
     assert results["host"] == results["device"]
     assert results["host"][0]["train/episode_length"] == Average(12, 4)
     assert results["host"][0]["seen"].total == 2 * (6 + 6 + 1)
@@ -310,32 +352,31 @@ def homewards(params, carry, timestep, key):
 def test_host_and_device_collect_the_same():
     """On one deterministic problem, with episodes that terminate and episodes that are cut."""
     both = collectors(Fixed(horizon=7), Quarter())
-    params, results = jnp.float32(9), {}
+    params, results = np.float32(9), {}
     for kind, collector in both.items():
-        state = collector.begin(jnp.zeros(4), 4, KEY)
-        timestep = state.timestep._replace(obs=jnp.asarray(STARTS))
-        physics = ControlState(jnp.asarray(STARTS), jnp.zeros(4, jnp.int32))
-        state, seen = state._replace(env=physics, timestep=timestep), []
+        state = begin(collector, np.zeros(4, np.float32), 4)
+        timestep = state.timestep._replace(obs=STARTS)
+        state, seen = state._replace(env=ControlState(STARTS, zeros(4)), timestep=timestep), []
         for i, steps in enumerate((5, 14)):
-            state, made = collect(collector, homewards, params, state, jax.random.fold_in(KEY, i), steps)
+            state, made = collect(collector, homewards, params, state, jax.random.key(100 + i), steps)
             seen.append((state, made))
         results[kind] = seen
     close = functools.partial(np.testing.assert_allclose, atol=1e-6)
     jax.tree.map(close, results["host"], results["device"])
     for x, y in zip(*(jax.tree.leaves(r) for r in results.values()), strict=True):
         assert x.dtype == y.dtype
-    made = results["host"][-1][1]
+    made = jax.tree.map(np.asarray, results["host"][-1][1])
     assert set(made.discount[made.last].tolist()) == {0, 1}
 
 
 def test_host_and_device_play_the_same_episodes():
     both = collectors(Fixed(horizon=7), Quarter())
-    tasks = Episode(jnp.arange(4))
-    host, device = (c.episodes(homewards, jnp.float32(9), jnp.zeros(4), tasks, KEY).episodes for c in both.values())
-    valid = np.asarray(valid_steps(device.last))
-    np.testing.assert_array_equal(valid_steps(host.last), valid)
+    tasks, carry = Episode(np.arange(4, dtype=np.int32)), np.zeros(4, np.float32)
+    host, device = (play(c, homewards, np.float32(9), carry, tasks, KEY).episodes for c in both.values())
+    valid = computed(valid_steps, device.last)
+    np.testing.assert_array_equal(computed(valid_steps, host.last), valid)
     assert valid.sum(axis=0).tolist() == [3, 7, 6, 4]
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x[valid], np.asarray(y)[valid], atol=1e-6), host, device)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x[valid], y[valid], atol=1e-6), host, device)
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -345,13 +386,12 @@ def test_every_task_is_played_by_weights_of_its_own(kind):
     def act(params, carry, timestep, key):
         return params[None] + 0.1 * jax.random.uniform(key, (1,)), carry, timestep.obs[:1]
 
-    tasks = Count(jnp.array([2, 4]), jnp.arange(2))
-    played = BOTH[kind].episodes_of_each(act, jnp.array([3.0, 5.0]), jnp.zeros((2, 3)), tasks, 3, KEY).episodes
+    played = play_of_each(BOTH[kind], act, np.float32([3, 5]), zeros(2, 3), counts(2, 4), 3, KEY).episodes
     assert jax.tree.map(np.shape, played).action == (5, 2, 3, 1)
-    np.testing.assert_array_equal(episode_returns(played), [[3] * 3, [10] * 3])
-    valid = np.asarray(valid_steps(played.last))
+    np.testing.assert_array_equal(computed(episode_returns, played), [[3] * 3, [10] * 3])
+    valid = computed(valid_steps, played.last)
     np.testing.assert_array_equal(valid.sum(axis=0), [[2] * 3, [4] * 3])
-    actions, number = (np.asarray(x)[..., 0] for x in (played.action, played.extras))
+    actions, number = (x[..., 0] for x in (played.action, played.extras))
     wanted = np.broadcast_to(np.array([3.0, 5.0])[None, :, None], actions.shape)
     assert ((actions >= wanted) & (actions <= wanted + 0.1))[valid].all()
     np.testing.assert_array_equal(number[valid], np.broadcast_to([[[0], [1]]], valid.shape)[valid])
@@ -370,7 +410,7 @@ def hears(params, calls, timestep, key):
 @pytest.mark.parametrize("kind", BOTH)
 def test_memory_is_returned_as_it_was_after_the_last_step_and_how_that_went(kind):
     """Not as it would be after all the padding."""
-    played = BOTH[kind].episodes(hears, (), jnp.zeros(6, jnp.int32), Counts().enumerate(), KEY)
+    played = play(BOTH[kind], hears, (), zeros(6), Counts().enumerate(), KEY)
     np.testing.assert_array_equal(played.carry, [1, 2, 3, 4, 5, 5])
     np.testing.assert_array_equal(played.outcome.reward, [1, 2, 3, 4, 5, 5])
     np.testing.assert_array_equal(played.outcome.discount, [0, 0, 0, 0, 0, 1])
@@ -379,29 +419,29 @@ def test_memory_is_returned_as_it_was_after_the_last_step_and_how_that_went(kind
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_each_of_several_episodes_of_a_task_keeps_a_memory_of_its_own(kind):
-    tasks, calls = Count(jnp.array([2, 4]), jnp.arange(2)), jnp.arange(6).reshape(2, 3)
-    played = BOTH[kind].episodes_of_each(hears, jnp.zeros(2), calls, tasks, 3, KEY)
-    np.testing.assert_array_equal(played.carry, calls + jnp.array([[2], [4]]))
+    calls = np.arange(6, dtype=np.int32).reshape(2, 3)
+    played = play_of_each(BOTH[kind], hears, np.zeros(2, np.float32), calls, counts(2, 4), 3, KEY)
+    np.testing.assert_array_equal(played.carry, calls + np.array([[2], [4]]))
     np.testing.assert_array_equal(played.outcome.reward, [[2] * 3, [4] * 3])
 
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_a_trial_goes_on_with_the_memory_and_tells_how_the_last_episode_ended(kind):
     """Card of RL2, 3.7: the last reward and the end of an episode reach the next call, which no reset may hide."""
-    tasks = Count(jnp.array([2, 6, 1]), jnp.arange(3))
-    played = trials.live(BOTH[kind], hears, (), jnp.zeros(3, jnp.int32), tasks, 3, KEY)
-    steps, valid = trials.joined(played.episodes)
+    live = trials.live if kind == "host" else jax.jit(trials.live, static_argnums=(0, 1, 5))
+    played = live(BOTH[kind], hears, (), zeros(3), counts(2, 6, 1), 3, KEY)
+    steps, valid = computed(trials.joined, played.episodes)
     assert played.episodes.reward.shape == (5, 3, 3)
     np.testing.assert_array_equal(valid.sum(axis=0), [6, 15, 3])
     np.testing.assert_array_equal(played.carry, [6, 15, 3])
     for task, rewards in enumerate(([1, 2] * 3, [1, 2, 3, 4, 5] * 3, [1] * 3)):
-        there = np.asarray(valid[:, task])
+        there = valid[:, task]
         assert there.tolist() == sorted(there.tolist(), reverse=True)
         count, length = len(rewards), len(rewards) // 3
         np.testing.assert_array_equal(steps.reward[:count, task], rewards)
         np.testing.assert_array_equal(steps.action[:count, task, 0], np.arange(count))
         np.testing.assert_array_equal(np.flatnonzero(steps.last[:count, task]), np.arange(length - 1, count, length))
-        reward, discount, first, action = (np.asarray(x)[:count, task] for x in steps.extras)
+        reward, discount, first, action = (x[:count, task] for x in steps.extras)
         np.testing.assert_array_equal(reward, [0, *rewards[:-1]])
         np.testing.assert_array_equal(action, [0, *range(count - 1)])
         np.testing.assert_array_equal(first, np.arange(count) % length == 0)
@@ -412,7 +452,7 @@ def test_a_trial_goes_on_with_the_memory_and_tells_how_the_last_episode_ended(ki
 @pytest.mark.parametrize("kind", BOTH)
 def test_collecting_tells_how_the_last_episode_ended(kind):
     collector = THREES[kind]
-    begun = collector.begin(jnp.zeros(2, jnp.int32), 2, KEY)
+    begun = begin(collector, zeros(2), 2)
     _, made = collect(collector, hears, (), begun, KEY, 7)
     reward, discount, first, action = (np.asarray(x)[:, 0] for x in made.extras)
     np.testing.assert_array_equal(reward, [0, 1, 2, 3, 1, 2, 3])
@@ -432,17 +472,16 @@ def test_what_is_hidden_never_reaches_an_agent_and_is_kept_by_who_watches(kind):
 
     plain = collectors(Secretive(), Counts())[kind]
     watching, tasks = replace(plain, watch=True), Counts().enumerate()
-    seen, unseen = (c.episodes(act, (), jnp.zeros(6), tasks, KEY).episodes for c in (watching, plain))
+    seen, unseen = (play(c, act, (), zeros(6), tasks, KEY).episodes for c in (watching, plain))
     before, after = seen.hidden
-    valid = np.asarray(valid_steps(seen.last))
+    valid = computed(valid_steps, seen.last)
     times = np.tile(np.arange(5)[:, None], 6)
-    np.testing.assert_array_equal(np.asarray(before.state)[valid], times[valid])
-    np.testing.assert_array_equal(np.asarray(after.state)[valid], times[valid] + 1)
-    np.testing.assert_array_equal(np.asarray(before.hidden)[valid], 100 + times[valid])
-    np.testing.assert_array_equal(np.asarray(after.hidden)[valid], 101 + times[valid])
+    np.testing.assert_array_equal(before.state[valid], times[valid])
+    np.testing.assert_array_equal(after.state[valid], times[valid] + 1)
+    np.testing.assert_array_equal(before.hidden[valid], 100 + times[valid])
+    np.testing.assert_array_equal(after.hidden[valid], 101 + times[valid])
     jax.tree.map(np.testing.assert_array_equal, seen._replace(hidden=()), unseen)
-    begun = watching.begin(jnp.zeros(6), 6, KEY)
-    _, made = watching.collect(act, (), begun, KEY, 3)
+    _, made = collect(watching, act, (), begin(watching, zeros(6), 6), KEY, 3)
     assert made.hidden[0].hidden.shape == (3, 6)
 
 
@@ -483,9 +522,9 @@ def test_every_reset_has_seeds_of_its_own():
     env = OnHost(Counter())
     collector = HostCollector(env, Counts())
     for i in range(2):
-        state = collector.begin(jnp.zeros(6, jnp.int32), 6, jax.random.key(i))
+        state = collector.begin(zeros(6), 6, jax.random.key(i))
         collector.collect(count_calls, (), state, jax.random.key(i + 10), 12)
-        collector.episodes(count_calls, (), jnp.zeros(6, jnp.int32), Counts().enumerate(), jax.random.key(i + 20))
+        collector.episodes(count_calls, (), zeros(6), Counts().enumerate(), jax.random.key(i + 20))
     seeds = np.concatenate(env.seeds)
     assert seeds.dtype == np.uint32
     assert len(seeds) > 40
@@ -519,9 +558,9 @@ def test_the_agent_is_compiled_once():
         return params + timestep.obs[:1], carry + 1, ()
 
     collector = HostCollector(OnHost(Counter()), Counts())
-    state = collector.begin(jnp.zeros(4), 4, KEY)
+    state = collector.begin(zeros(4), 4, KEY)
     for i in range(3):
-        state, _ = collector.collect(act, jnp.ones(1), state, jax.random.key(i), 3 + i)
+        state, _ = collector.collect(act, np.ones(1, np.float32), state, jax.random.key(i), 3 + i)
     assert len(traces) == 1
 
 

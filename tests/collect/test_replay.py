@@ -1,5 +1,7 @@
 """The ring keeps the newest items, and sampling is uniform over what is stored."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,23 +12,41 @@ from metadyna.collect.device import DeviceCollector
 from metadyna.envs.control import Body, DoubleIntegrator, OneTask
 from metadyna.types import TimeStep, Transition
 
-EXAMPLE = {"number": jnp.int32(0), "pair": jnp.zeros(2)}
+EXAMPLE = {"number": np.int32(0), "pair": np.zeros(2, np.float32)}
+
+init = jax.jit(replay.init, static_argnums=1)
+add, add_where, size = jax.jit(replay.add), jax.jit(replay.add_where), jax.jit(replay.size)
+added = jax.jit(lambda ring: ring.added)
+
+
+def empty(capacity):
+    return init(EXAMPLE, capacity)
 
 
 def items(*numbers):
-    number = jnp.array(numbers, jnp.int32)
-    return {"number": number, "pair": jnp.stack([number, -number], axis=-1).astype(jnp.float32)}
+    number = np.int32(numbers)
+    return {"number": number, "pair": np.float32(np.stack([number, -number], axis=-1))}
 
 
 def ring_of(capacity, *batches):
-    ring = replay.init(EXAMPLE, capacity)
+    ring = empty(capacity)
     for batch in batches:
-        ring = jax.jit(replay.add)(ring, items(*batch))
+        ring = add(ring, items(*batch))
     return ring
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def drawn_of(ring, key, count):
+    return replay.sample(ring, key, count)
+
+
+def drawn(ring, count):
+    return jax.tree.map(np.asarray, drawn_of(ring, jax.random.key(0), count))
+
+
 def stored(ring):
-    return sorted(replay.take(ring, jnp.arange(replay.size(ring)))["number"].tolist())
+    slots = np.arange(replay.capacity(ring))  # of which the first `size` are taken
+    return sorted(np.asarray(jax.jit(replay.take)(ring, slots)["number"])[: int(size(ring))].tolist())
 
 
 @pytest.mark.parametrize(
@@ -43,46 +63,47 @@ def stored(ring):
 def test_a_ring_keeps_the_newest(batches, kept):
     ring = ring_of(4, *batches)
     assert stored(ring) == kept
-    assert replay.size(ring) == len(kept)
-    assert ring.added == sum(map(len, batches))
+    assert int(size(ring)) == len(kept)
+    assert int(added(ring)) == sum(map(len, batches))
 
 
 def test_the_leaves_of_an_item_stay_together():
     ring = ring_of(3, (1, 2), (3, 4))
-    drawn = replay.sample(ring, jax.random.key(0), 32)
-    np.testing.assert_array_equal(drawn["pair"][:, 0], drawn["number"])
-    np.testing.assert_array_equal(drawn["pair"][:, 1], -drawn["number"])
+    made = drawn(ring, 32)
+    np.testing.assert_array_equal(made["pair"][:, 0], made["number"])
+    np.testing.assert_array_equal(made["pair"][:, 1], -made["number"])
 
 
 def test_a_ring_that_has_gone_round_more_often_than_32_bits_count_goes_on():
     """With all items ever added in one number, 2³¹ of them would make the size negative and every draw row 0."""
     ring = ring_of(4, (1, 2, 3))._replace(laps=jnp.int32(2**31 - 2))
-    ring = replay.add(ring, items(4, 5))
-    assert replay.size(ring) == 4
+    ring = add(ring, items(4, 5))
+    assert int(size(ring)) == 4
     assert stored(ring) == [2, 3, 4, 5]
-    assert {*replay.sample(ring, jax.random.key(0), 64)["number"].tolist()} == {2, 3, 4, 5}
+    assert {*drawn(ring, 64)["number"].tolist()} == {2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 7, 11])
 def test_a_stored_item_keeps_its_number(count):
     ring = ring_of(4, *[(number,) for number in range(count)])
-    numbers = replay.serials(ring)[: int(replay.size(ring))]
-    assert numbers.tolist() == ring.items["number"][: int(replay.size(ring))].tolist()
+    numbers, kept = (np.asarray(x)[: int(size(ring))] for x in (jax.jit(replay.serials)(ring), ring.items["number"]))
+    assert numbers.tolist() == kept.tolist()
 
 
 def walk(number, last):
     """One step of two copies, of which the second is 100 ahead."""
-    obs = jnp.float32([[number], [number + 100]])
-    return Transition(obs, obs[:, 0], obs[:, 0], jnp.ones(2), obs + 1, jnp.array(last))
+    obs = np.float32([[number], [number + 100]])
+    return Transition(obs, obs[:, 0], obs[:, 0], np.ones(2, np.float32), obs + 1, np.array(last))
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 6, 14])
 def test_windows_are_what_led_to_a_step_and_never_cross_an_episode(count):
     """Copy 0 ends an episode with every third step, copy 1 with every fourth; the ring holds five."""
-    ring = replay.init(jax.eval_shape(lambda: walk(0, (False, False))), 5)
+    ring = init(walk(0, (False, False)), 5)
     for number in range(count):
-        ring = replay.add(ring, jax.tree.map(lambda x: x[None], walk(number, (number % 3 == 2, number % 4 == 3))))
+        ring = add(ring, jax.tree.map(lambda x: x[None], walk(number, (number % 3 == 2, number % 4 == 3))))
     window = jax.jit(replay.windows, static_argnums=(2, 3))(ring, jax.random.key(1), 400, 4)
+    window = jax.tree.map(np.asarray, window)
     ends = set()
     for obs, valid in zip(window.steps.obs[..., 0].T.tolist(), window.valid.T.tolist(), strict=True):
         copy, end = divmod(int(obs[-1]), 100)
@@ -97,14 +118,14 @@ def test_windows_are_what_led_to_a_step_and_never_cross_an_episode(count):
 def test_memory_while_acting_is_the_window_that_the_replay_would_give():
     """Of an episode of five steps, and of two steps of the next, with room for three."""
     shapes = replay.transition_shapes(DoubleIntegrator().spec)
-    history = windows.nothing(shapes, 3)
+    history = jax.jit(lambda: windows.nothing(shapes, 3))()
     heard = []
     for time in range(8):
         first = time in (0, 6)
-        obs, action = jnp.full(2, time, jnp.float32), jnp.full(1, -time, jnp.float32)
-        timestep = TimeStep(obs, jnp.float32(10 * time), jnp.float32(1), jnp.bool_(first), jnp.bool_(time == 5), action)
+        obs, action = np.full(2, time, np.float32), np.full(1, -time, np.float32)
+        timestep = TimeStep(obs, np.float32(10 * time), np.float32(1), np.bool_(first), np.bool_(time == 5), action)
         history = jax.jit(windows.remember)(history, timestep)
-        steps, valid = history.window
+        steps, valid = jax.tree.map(np.asarray, history.window)
         heard.append([int(x) for x, good in zip(steps.next_obs[:, 0], valid, strict=True) if good])
         assert [int(x) for x, good in zip(steps.obs[:, 0], valid, strict=True) if good] == [x - 1 for x in heard[-1]]
         assert [int(x) for x, good in zip(steps.reward, valid, strict=True) if good] == [10 * x for x in heard[-1]]
@@ -122,7 +143,7 @@ def test_shapes_alone_allocate_a_ring():
 
 def test_a_batch_larger_than_the_ring_raises():
     with pytest.raises(ValueError, match="3 items do not fit a ring of 2"):
-        replay.add(replay.init(EXAMPLE, 2), items(1, 2, 3))
+        replay.add(empty(2), items(1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -139,27 +160,28 @@ def test_a_batch_larger_than_the_ring_raises():
 )
 def test_only_the_chosen_are_kept_without_a_gap(batches, kept):
     """Also of a batch that is larger than the ring; what is kept is the newest."""
-    ring = replay.init(EXAMPLE, 4)
+    ring = empty(4)
     for numbers, chosen in batches:
-        ring = jax.jit(replay.add_where)(ring, items(*numbers), jnp.array(chosen, bool))
+        ring = add_where(ring, items(*numbers), np.array(chosen, bool))
     assert stored(ring) == kept
-    assert ring.added == sum(sum(chosen) for _, chosen in batches)
-    np.testing.assert_array_equal(ring.items["pair"][:, 0], ring.items["number"])
-    np.testing.assert_array_equal(ring.items["pair"][:, 1], -ring.items["number"])
+    assert int(added(ring)) == sum(sum(chosen) for _, chosen in batches)
+    pair, number = (np.asarray(ring.items[name]) for name in ("pair", "number"))
+    np.testing.assert_array_equal(pair[:, 0], number)
+    np.testing.assert_array_equal(pair[:, 1], -number)
 
 
 def test_choosing_all_is_adding():
-    ring, chosen = replay.init(EXAMPLE, 5), jnp.ones(3, bool)
+    ring, chosen = empty(5), np.ones(3, bool)
     other = ring
     for start in (1, 4, 7):
         batch = items(start, start + 1, start + 2)
-        ring, other = replay.add(ring, batch), replay.add_where(other, batch, chosen)
+        ring, other = add(ring, batch), add_where(other, batch, chosen)
     jax.tree.map(np.testing.assert_array_equal, ring, other)
 
 
 def test_the_shapes_of_transitions_are_those_that_a_collector_makes():
     env = DoubleIntegrator()
-    body = Body(jnp.ones(1), jnp.ones(1))
+    body = Body(*np.ones((2, 1), np.float32))
     made = jax.eval_shape(
         lambda: (
             DeviceCollector(env, OneTask())
@@ -190,27 +212,33 @@ def chi_square(draws, expected):
 @pytest.mark.parametrize(("added", "kept"), [((10, 11, 12), (10, 11, 12)), (range(10, 23), range(13, 23))])
 def test_sampling_is_uniform_over_the_stored_items(added, kept):
     ring = ring_of(10, *[(number,) for number in added])
-    drawn = replay.sample(ring, jax.random.key(0), 3000)["number"]
-    assert set(drawn.tolist()) == set(kept)
-    assert chi_square(np.asarray(drawn) - min(kept), np.full(len(kept), 1 / len(kept))) < 28  # 0.1% point of 9 degrees
+    numbers = drawn(ring, 3000)["number"]
+    assert set(numbers.tolist()) == set(kept)
+    assert chi_square(numbers - min(kept), np.full(len(kept), 1 / len(kept))) < 28  # 0.1% point of 9 degrees
 
 
 def test_per_task_replay_is_a_vmap():
-    rings = jax.vmap(lambda _: replay.init(EXAMPLE, 3))(jnp.arange(2))
-    first = jax.tree.map(lambda *x: jnp.stack(x), items(1, 2), items(10, 20))
-    second = jax.tree.map(lambda *x: jnp.stack(x), items(3, 4), items(30, 40))
+    rings = jax.jit(jax.vmap(lambda _: replay.init(EXAMPLE, 3)))(np.arange(2))
+    first = jax.tree.map(lambda *x: np.stack(x), items(1, 2), items(10, 20))
+    second = jax.tree.map(lambda *x: np.stack(x), items(3, 4), items(30, 40))
     for batch in (first, second):
-        rings = jax.vmap(replay.add)(rings, batch)
+        rings = jax.jit(jax.vmap(replay.add))(rings, batch)
     for task, kept in enumerate([{2, 3, 4}, {20, 30, 40}]):
-        assert set(jax.tree.map(lambda x, task=task: x[task], rings).items["number"].tolist()) == kept
-    drawn = jax.vmap(lambda ring, key: replay.sample(ring, key, 50))(rings, jax.random.split(jax.random.key(0), 2))
-    assert set(drawn["number"][0].tolist()) == {2, 3, 4}
-    assert set(drawn["number"][1].tolist()) == {20, 30, 40}
+        assert set(np.asarray(rings.items["number"])[task].tolist()) == kept
+    sample = jax.jit(jax.vmap(lambda ring, key: replay.sample(ring, key, 50)))
+    numbers = np.asarray(sample(rings, jax.random.split(jax.random.key(0), 2))["number"])
+    assert set(numbers[0].tolist()) == {2, 3, 4}
+    assert set(numbers[1].tolist()) == {20, 30, 40}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def steps_of(lengths, key, count):
+    return replay.sample_steps(lengths, key, count)
 
 
 @pytest.mark.parametrize("lengths", [(3, 1, 4), (0, 2, 0, 5, 0), (0, 0, 1), (20, 0, 0, 0)])
 def test_steps_are_drawn_uniformly_and_never_from_empty_slots(lengths):
-    slots, times = replay.sample_steps(jnp.array(lengths), jax.random.key(0), 4000)
+    slots, times = map(np.asarray, steps_of(np.int32(lengths), jax.random.key(0), 4000))
     steps = [(slot, time) for slot, length in enumerate(lengths) for time in range(length)]
     drawn = [steps.index(pair) for pair in zip(slots.tolist(), times.tolist(), strict=True)]  # fails off the list
     assert set(drawn) == set(range(len(steps)))

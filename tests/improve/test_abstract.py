@@ -1,5 +1,6 @@
 """Learning an abstract model: every update against one written out, the optimisers by hand, and double-Q targets."""
 
+import functools
 from dataclasses import replace
 from itertools import pairwise
 
@@ -7,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from metadyna.collect import replay
 from metadyna.errors import UserError
@@ -45,10 +45,10 @@ def networks(seed=0):
 
 def transitions(count=8, seed=0):
     rng = np.random.default_rng(seed)
-    obs, next_obs = (jnp.asarray(rng.normal(size=(count, 5)), jnp.float32) for _ in range(2))
-    action, reward = jnp.asarray(rng.integers(0, ACTIONS, count)), jnp.asarray(rng.normal(size=count), jnp.float32)
-    ended = jnp.arange(count) % 4 == 1
-    return Transition(obs, action, reward, 1.0 - ended, next_obs, ended)
+    obs, next_obs = (np.float32(rng.normal(size=(count, 5))) for _ in range(2))
+    action, reward = np.int32(rng.integers(0, ACTIONS, count)), np.float32(rng.normal(size=count))
+    ended = np.arange(count) % 4 == 1
+    return Transition(obs, action, reward, np.float32(~ended), next_obs, ended)
 
 
 # --- updates written out: card 3.2 and 3.3
@@ -148,6 +148,11 @@ def loss_of(name, settings, weights, target, batch):
 slope_of = jax.jit(jax.value_and_grad(loss_of, 2), static_argnums=(0, 1))
 
 
+def flat(tree):
+    """All numbers in a row."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 class ByHand:
     """The same learner, one loss and one optimiser after the other, with everything in the open."""
 
@@ -169,12 +174,15 @@ class ByHand:
 
     def _descend(self, name, slope):
         settings = self.settings
-        (flat, back), slope = ravel_pytree(self.weights), np.asarray(ravel_pytree(slope)[0])
+        slope = flat(slope)
         slope = slope * min(1, settings.gradient_clip / np.linalg.norm(slope))
         self.squares[name] = 0.9 * self.squares.get(name, 0) + 0.1 * slope**2
         rate = settings.learning_rate * settings.rate_decay ** (self.updates // settings.decay_period)
         rate *= settings.successive if name == "successive" else 1
-        return back(flat - rate * slope / (np.sqrt(self.squares[name]) + 1e-4))
+        moved = flat(self.weights) - rate * slope / (np.sqrt(self.squares[name]) + 1e-4)
+        leaves, structure = jax.tree.flatten(self.weights)
+        parts = np.split(np.float32(moved), np.cumsum([leaf.size for leaf in leaves])[:-1])
+        return structure.unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
 
 
 EACH = AbstractLearning(
@@ -186,25 +194,32 @@ EACH = AbstractLearning(
     successive=0.2,
     directions=((1.0, 0.0), None, (-1.0, 2.0)),
 )
-JOINT = replace(EACH, schedule="joint", directions=None)
+JOINT = replace(EACH, schedule="joint", directions=None, target_period=3)
+
+
+start = jax.jit(AbstractLearning.start, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def updated(settings, learner, batch):
+    return settings.update(learner, batch, see, term)
 
 
 def far(one, other):
     """Largest difference of two sets of weights."""
-    return float(np.abs(np.asarray(ravel_pytree(one)[0] - ravel_pytree(other)[0])).max())
+    return np.abs(flat(one) - flat(other)).max()
 
 
 @pytest.mark.parametrize("settings", [EACH, JOINT], ids=["each", "joint"])
 def test_updates_are_those_written_out(settings):
     """Several, so that optimisers remember, rates decay and the frozen copy is refreshed and kept."""
-    learner, hand = settings.start(networks()), ByHand(settings, networks())
-    update = jax.jit(lambda learner, batch: settings.update(learner, batch, see, term))
+    learner, hand = start(settings, networks()), ByHand(settings, networks())
     for i in range(5):
         batch = transitions(seed=i)
-        batch = batch._replace(reward=batch.reward * 10**i)  # where gradients grow, clipping shows
-        learner, metrics = update(learner, batch)
+        batch = batch._replace(reward=batch.reward * np.float32(10**i))  # where gradients grow, clipping shows
+        learner, metrics = updated(settings, learner, batch)
         told = hand.update(batch)
-        assert learner.updates == i + 1
+        assert int(learner.updates) == i + 1
         assert far(learner.weights, hand.weights) < 2e-5
         assert far(learner.target, hand.target) < 2e-5
         assert far(learner.weights, learner.target) > 1e-3
@@ -214,7 +229,7 @@ def test_updates_are_those_written_out(settings):
             assert {name: float(metrics[name]) for name in told} == pytest.approx(
                 {name: float(loss) for name, loss in told.items()}, rel=1e-4, abs=1e-6
             )
-        assert all(metrics[name] != 0 for name in metrics)
+        assert all(float(metrics[name]) != 0 for name in metrics)
 
 
 def test_another_order_is_not_the_same():
@@ -230,11 +245,9 @@ def test_another_order_is_not_the_same():
 
 
 def test_the_frozen_copy_is_refreshed_at_the_first_update_and_every_period():
-    settings = AbstractLearning(schedule="joint", target_period=3)
-    learner, refreshed = settings.start(networks())._replace(target=networks(1)), []
-    update = jax.jit(lambda learner: settings.update(learner, transitions(), see)[0])
+    learner, refreshed = start(JOINT, networks())._replace(target=networks(1)), []
     for _ in range(8):
-        before, learner = learner, update(learner)
+        before, (learner, _) = learner, updated(JOINT, learner, transitions())
         refreshed.append(far(learner.target, before.weights) == 0)
         assert refreshed[-1] or far(learner.target, before.target) == 0
     assert refreshed == [True, False, False, True, False, False, True, False]
@@ -252,6 +265,7 @@ def test_at_first_the_frozen_copy_equals_the_weights_but_shares_no_memory():
 # --- the optimiser
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def steps(settings, gradients, name="reward"):
     """What an optimiser makes of one gradient after the other."""
     optimiser = settings._optimiser(name)
@@ -263,20 +277,20 @@ def steps(settings, gradients, name="reward"):
 
 
 def test_the_first_step_by_hand():  # P6: ε of 1e-4 beside the root; inside it would be 1e-2 there
-    gradient = {"a": jnp.array([1e-3, -0.5]), "b": jnp.array([[1e-6]])}
+    gradient = {"a": np.float32([1e-3, -0.5]), "b": np.float32([[1e-6]])}
     (step,) = steps(AbstractLearning(learning_rate=0.01), [gradient])
     for name, g in gradient.items():
-        expected = -0.01 * np.asarray(g) / (np.sqrt(0.1 * np.asarray(g) ** 2) + 1e-4)
+        expected = -0.01 * g / (np.sqrt(0.1 * g**2) + 1e-4)
         np.testing.assert_allclose(step[name], expected, rtol=1e-5)
 
 
 def test_all_of_a_gradient_is_shortened_together():
     """‖(3, 4, 12)‖ = 13 becomes 1, and (0.3, 0.4, 0) stays: the first step tells how large they were."""
-    long, short = ({"a": jnp.array(x[:2]), "b": jnp.array(x[2:])} for x in ([3.0, 4.0, 12.0], [0.3, 0.4, 0.0]))
+    long, short = ({"a": np.float32(x[:2]), "b": np.float32(x[2:])} for x in ([3.0, 4.0, 12.0], [0.3, 0.4, 0.0]))
     settings = AbstractLearning(learning_rate=1.0)
     for gradients, clipped in (([long, short], [1 / 13, 1]), ([short, long], [1, 1 / 13])):
         second = steps(settings, gradients)[1]
-        first, last = (np.asarray(g["a"]) * scale for g, scale in zip(gradients, clipped, strict=True))
+        first, last = (g["a"] * scale for g, scale in zip(gradients, clipped, strict=True))
         square = 0.9 * 0.1 * first**2 + 0.1 * last**2
         np.testing.assert_allclose(second["a"], -last / (np.sqrt(square) + 1e-4), rtol=1e-5)
     freely = steps(replace(settings, gradient_clip=100.0), [short, long])[1]["b"]
@@ -286,10 +300,10 @@ def test_all_of_a_gradient_is_shortened_together():
 def test_rates_fall_in_stairs_and_successive_states_have_their_own():
     settings = AbstractLearning(learning_rate=0.5, rate_decay=0.1, decay_period=2, successive=0.2)
     for name, scale in (("reward", 1), ("successive", 0.2)):
-        taken = np.array([float(step[0]) for step in steps(settings, [jnp.array([0.5])] * 5, name)])
+        taken = np.concatenate(steps(settings, [np.float32([0.5])] * 5, name))
         sizes = np.sqrt((1 - 0.9 ** np.arange(1, 6)) * 0.25) + 1e-4
         np.testing.assert_allclose(-taken * sizes, scale * 0.25 * np.array([1, 1, 0.1, 0.1, 0.01]), rtol=1e-5)
-    still = steps(AbstractLearning(successive=0.0), [jnp.array([0.5])] * 3, "successive")
+    still = steps(AbstractLearning(successive=0.0), [np.float32([0.5])] * 3, "successive")
     assert not np.any(still)
 
 
@@ -298,7 +312,8 @@ def test_rates_fall_in_stairs_and_successive_states_have_their_own():
 
 def linear(*columns):
     """A network without hidden layers."""
-    return MLP((Linear(jnp.array(columns, jnp.float32).T, jnp.zeros(len(columns))),), jnp.tanh)
+    bias = np.zeros(len(columns), np.float32)
+    return MLP((Linear(jnp.asarray(np.transpose(columns), jnp.float32), jnp.asarray(bias)),), jnp.tanh)
 
 
 def tabular(values, swapped=False):
@@ -308,19 +323,22 @@ def tabular(values, swapped=False):
     return Abstract(encoder, linear([0] * 6, [0] * 6), silent, silent, linear(*np.transpose(values)), 4)
 
 
-@pytest.mark.parametrize(("alive", "expected"), [(1.0, 0.0225), (0.0, 0.36)], ids=["goes on", "ended"])
-def test_the_loss_of_the_values_by_hand(alive, expected):  # O8; the frozen encoder has swapped the states
-    online, frozen = tabular([[0, 0.5, 0, 0], [1, 2, 3, 0]]), tabular([[5, 1, 0.5, 9], [7, 7, 7, 7]], swapped=True)
-    obs, next_obs = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
-    batch = Transition(obs, jnp.array([1]), jnp.array([-0.1]), jnp.array([alive]), next_obs, jnp.array([False]))
-
+@jax.jit
+def value_and_slopes(online, frozen, batch):
     def loss(online, frozen, x, next_x):
         encoded = Encoded(x, next_x, batch, 0.9 * batch.discount)
         return AbstractLearning()._value_loss(online, frozen, encoded, see, None)
 
-    (value, metrics), slopes = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(
-        online, frozen, obs, next_obs
-    )
+    return jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(online, frozen, batch.obs, batch.next_obs)
+
+
+@pytest.mark.parametrize(("alive", "expected"), [(1.0, 0.0225), (0.0, 0.36)], ids=["goes on", "ended"])
+def test_the_loss_of_the_values_by_hand(alive, expected):  # O8; the frozen encoder has swapped the states
+    online, frozen = tabular([[0, 0.5, 0, 0], [1, 2, 3, 0]]), tabular([[5, 1, 0.5, 9], [7, 7, 7, 7]], swapped=True)
+    obs, next_obs = np.float32([[1.0, 0.0]]), np.float32([[0.0, 1.0]])
+    reward, discount, last = np.float32([-0.1]), np.float32([alive]), np.array([False])
+    batch = Transition(obs, np.int32([1]), reward, discount, next_obs, last)
+    (value, metrics), slopes = value_and_slopes(online, frozen, batch)
     assert value == pytest.approx(expected, rel=1e-5)
     assert metrics == {"value": pytest.approx(expected, rel=1e-5), "q": pytest.approx(0.5)}
     error = 2 * (0.5 - (-0.1 + 0.9 * alive * 0.5))  # plain maxima would aim at 8
@@ -328,7 +346,7 @@ def test_the_loss_of_the_values_by_hand(alive, expected):  # O8; the frozen enco
     of_values[0, 1] = error
     np.testing.assert_allclose(slopes[0].value.layers[0].weight, of_values, atol=1e-6)
     np.testing.assert_allclose(slopes[2], [[0.5 * error, 2 * error]], atol=1e-6)
-    assert not any(leaf.any() for leaf in jax.tree.leaves((slopes[1], slopes[3])))
+    assert not flat((slopes[1], slopes[3])).any()
 
 
 # --- directions
@@ -337,15 +355,15 @@ def test_the_loss_of_the_values_by_hand(alive, expected):  # O8; the frozen enco
 def test_directions_by_hand():
     """Minus the cosine between where an action leads and where it should, summed over those that should."""
     moves = [[1, 0], [0, 1], [3, 4], [0, 0]]
-    change = MLP((Linear(jnp.array([*moves, [0, 0], [0, 0]], jnp.float32), jnp.zeros(2)),), jnp.tanh)
+    change = linear(*np.transpose([*moves, [0, 0], [0, 0]]))
     model = replace(tabular(np.zeros((2, 4))), change=change)
-    x = jnp.array([[0.0, 0.0], [5.0, -3.0]])
+    x = np.float32([[0.0, 0.0], [5.0, -3.0]])
     nowhere = [None] * 4
 
     def loss(**wanted):
         directions = tuple({**dict(enumerate(nowhere)), **{int(a[1:]): v for a, v in wanted.items()}}.values())
-        encoded = Encoded(x, x, transitions(2), jnp.ones(2))
-        return jax.jit(lambda model: AbstractLearning(directions=directions).losses["direction"](model, encoded))(model)
+        encoded = Encoded(x, x, transitions(2), np.ones(2, np.float32))
+        return jax.jit(AbstractLearning(directions=directions).losses["direction"])(model, encoded)
 
     assert loss(a0=(2.0, 0.0)) == pytest.approx(-1)
     assert loss(a0=(0.0, 1.0)) == pytest.approx(0, abs=1e-6)
@@ -361,11 +379,13 @@ def test_directions_by_hand():
 
 
 def test_batches_are_drawn_by_rows_evenly_and_with_replacement():
-    data = transitions(4)._replace(reward=jnp.arange(4.0), obs=jnp.arange(4.0)[:, None])
-    drawn = replay.sample(replay.full(data), KEY, 4000)
+    numbers = np.arange(4, dtype=np.float32)
+    data = transitions(4)._replace(reward=numbers, obs=numbers[:, None])
+    draw = jax.jit(lambda data, key: replay.sample(replay.full(data), key, 4000))
+    drawn, other = (jax.tree.map(np.asarray, draw(data, jax.random.key(seed))) for seed in (0, 1))
     np.testing.assert_array_equal(drawn.obs[:, 0], drawn.reward)
     np.testing.assert_allclose(np.bincount(np.asarray(drawn.reward, int)) / 4000, 0.25, atol=0.03)
-    assert not np.array_equal(drawn.reward, replay.sample(replay.full(data), jax.random.key(1), 4000).reward)
+    assert not np.array_equal(drawn.reward, other.reward)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +419,7 @@ def test_directions_must_be_as_many_as_actions():
     [(Vector(2), (1.0, 0.0, 0.0), "one of length 3; abstract states have 2"), (Spatial(), (1.0,), "vectors, not maps")],
 )
 def test_directions_must_fit_the_abstract_state(form, direction, message):
-    weights = form.create((12, 12), 1, KEY)
+    weights = jax.eval_shape(lambda key: form.create((12, 12), 1, key), KEY)
     with pytest.raises(UserError, match=message):
         AbstractLearning(directions=(direction,)).start(weights)
 

@@ -1,5 +1,6 @@
 """DDQN: targets and schedules against hand-computed numbers, and the five probes."""
 
+import functools
 from itertools import pairwise
 
 import jax
@@ -19,6 +20,7 @@ from metadyna.nets.layers import MLP
 from metadyna.policies.action_values import greedy_or_random
 
 KEY = jax.random.key(0)
+NOTHING = np.zeros(2, np.float32)
 
 
 def pull_to(value):
@@ -39,16 +41,17 @@ def descend(settings, learner, value, times):
 
 @pytest.mark.parametrize(("discount", "expected"), [(0.99, 2.87), (0.0, -0.1)], ids=["goes on", "terminated"])
 def test_the_target_network_judges_the_online_choice(discount, expected):  # O8
-    target = double_q_target(
-        jnp.float32(-0.1), jnp.float32(discount), jnp.array([1.0, 2.0, 0.0]), jnp.array([5.0, 3.0, 9.0])
+    target = jax.jit(double_q_target)(
+        np.float32(-0.1), np.float32(discount), np.float32([1.0, 2.0, 0.0]), np.float32([5.0, 3.0, 9.0])
     )
     assert target == pytest.approx(expected, abs=1e-6)
 
 
 def test_targets_of_a_batch_do_not_mix():
-    online = jnp.array([[[1.0, 2.0], [2.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
-    slow = jnp.array([[[10.0, 20.0], [30.0, 40.0]], [[50.0, 60.0], [70.0, 80.0]]])
-    target = double_q_target(jnp.zeros((2, 2)), jnp.array([[1.0, 0.5], [0.0, 1.0]]), online, slow)
+    online = np.float32([[[1.0, 2.0], [2.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
+    slow = np.float32([[[10.0, 20.0], [30.0, 40.0]], [[50.0, 60.0], [70.0, 80.0]]])
+    nothing, discount = np.zeros((2, 2), np.float32), np.float32([[1.0, 0.5], [0.0, 1.0]])
+    target = jax.jit(double_q_target)(nothing, discount, online, slow)
     np.testing.assert_allclose(target, [[20, 15], [0, 70]])
 
 
@@ -56,14 +59,18 @@ def test_targets_of_a_batch_do_not_mix():
     ("steps", "epsilon"), [(0, 1.0), (1, 0.99999604), (125_000, 0.505), (250_000, 0.01), (10**6, 0.01)]
 )
 def test_epsilon_falls_linearly(steps, epsilon):  # O9
-    assert DDQN().epsilon(jnp.int32(steps)) == pytest.approx(epsilon, abs=1e-7)
+    assert jax.jit(DDQN.epsilon, static_argnums=0)(DDQN(), np.int32(steps)) == pytest.approx(epsilon, abs=1e-7)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def chosen(action_values, epsilon, draws):
+    return jax.vmap(lambda key: greedy_or_random(action_values, epsilon, key))(jax.random.split(KEY, draws))
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.25, 1.0])
 def test_the_greedy_action_keeps_its_share(epsilon):  # O9
-    draws, action_values = 9000, jnp.zeros(9).at[4].set(1.0)
-    choose = jax.vmap(lambda key: greedy_or_random(action_values, jnp.float32(epsilon), key))
-    shares = np.bincount(choose(jax.random.split(KEY, draws)), minlength=9) / draws
+    draws = 9000
+    shares = np.bincount(chosen(np.eye(9, dtype=np.float32)[4], np.float32(epsilon), draws), minlength=9) / draws
     expected = np.full(9, epsilon / 9)
     expected[4] += 1 - epsilon
     np.testing.assert_allclose(shares, expected, atol=4 * 0.5 / draws**0.5 if 0 < epsilon < 1 else 0.015)
@@ -75,21 +82,29 @@ def test_the_greedy_action_keeps_its_share(epsilon):  # O9
 
 
 def test_the_td_loss_averages_the_chosen_errors_of_valid_steps():
-    predicted = jnp.array([[1.0, 5.0], [2.0, 6.0], [jnp.inf, 7.0]])
-    action, target = jnp.array([1, 0, 0]), jnp.array([4.0, 5.0, 0.0])
-    valid = jnp.array([True, True, False])
-    assert td_loss(predicted, action, target, valid) == (1 + 9) / 2
-    gradient = jax.grad(td_loss)(predicted.at[2, 0].set(100.0), action, target, valid)
+    predicted = np.float32([[1.0, 5.0], [2.0, 6.0], [np.inf, 7.0]])
+    action, target = np.int32([1, 0, 0]), np.float32([4.0, 5.0, 0.0])
+    valid = np.array([True, True, False])
+    assert float(jax.jit(td_loss)(predicted, action, target, valid)) == (1 + 9) / 2
+    predicted[2, 0] = 100
+    gradient = jax.jit(jax.grad(td_loss))(predicted, action, target, valid)
     np.testing.assert_allclose(gradient, [[0, 1], [-3, 0], [0, 0]])
 
 
 def test_no_gradient_reaches_the_target():
-    predicted, action, valid = jnp.ones((3, 2)), jnp.zeros(3, int), jnp.ones(3, bool)
-    gradient = jax.grad(td_loss, argnums=2)(predicted, action, jnp.arange(3.0), valid)
-    assert not gradient.any()
+    predicted, action, valid = np.ones((3, 2), np.float32), np.zeros(3, np.int32), np.ones(3, bool)
+    gradient = jax.jit(jax.grad(td_loss, argnums=2))(predicted, action, np.arange(3, dtype=np.float32), valid)
+    assert not np.any(gradient)
 
 
 # --- schedules
+
+
+def updates_due(settings, *counts):
+    return int(due_of(settings, *map(np.int32, counts)))
+
+
+due_of = jax.jit(DDQN.updates_due, static_argnums=0)
 
 
 @pytest.mark.parametrize(
@@ -105,15 +120,14 @@ def test_no_gradient_reaches_the_target():
     ],
 )
 def test_updates_follow_the_steps_once_warm(before, after, episodes, due):
-    settings = DDQN(update_every=4, warmup=5)
-    assert settings.updates_due(jnp.int32(before), jnp.int32(after), jnp.int32(episodes)) == due
+    assert updates_due(DDQN(update_every=4, warmup=5), before, after, episodes) == due
 
 
 @pytest.mark.parametrize("every", [1, 3, 4])
 def test_no_cut_of_the_steps_loses_an_update(every):
     settings = DDQN(update_every=every, warmup=0)
     marks = np.cumsum(np.random.default_rng(0).integers(0, 9, 50))
-    due = [settings.updates_due(*map(jnp.int32, (a, b, 1))) for a, b in pairwise(marks)]
+    due = [updates_due(settings, a, b, 1) for a, b in pairwise(marks)]
     assert sum(due) == marks[-1] // every - marks[0] // every
 
 
@@ -122,7 +136,7 @@ def test_no_cut_of_the_steps_loses_an_update(every):
 )
 def test_the_target_moves_when_its_period_is_over(period, every, moves):
     settings = DDQN(target_period=period, update_every=every, learning_rate=0.1)
-    history = descend(settings, settings.start(jnp.zeros(2)), 1.0, 6)
+    history = descend(settings, settings.start(jnp.asarray(NOTHING)), 1.0, 6)
     moved = {n for n in range(1, 7) if not np.array_equal(history[n].target, history[n - 1].target)}
     assert moved == set(moves)
     assert [learner.updates.item() for learner in history] == list(range(7))
@@ -132,13 +146,14 @@ def test_the_target_moves_when_its_period_is_over(period, every, moves):
 
 def test_the_target_may_follow_as_a_polyak_average():
     settings = DDQN(target_period=1, update_every=1, target_rate=0.25, learning_rate=0.1)
-    history = descend(settings, settings.start(jnp.zeros(2)), 1.0, 3)
+    history = descend(settings, settings.start(jnp.asarray(NOTHING)), 1.0, 3)
     for old, new in pairwise(history):
-        np.testing.assert_allclose(new.target, 0.75 * old.target + 0.25 * new.weights, rtol=1e-6)
+        expected = 0.75 * np.asarray(old.target) + 0.25 * np.asarray(new.weights)
+        np.testing.assert_allclose(new.target, expected, rtol=1e-6)
 
 
 def test_the_target_starts_equal_in_buffers_of_its_own():
-    weights = MLP.create((2, 3, 2), KEY)
+    weights = jax.jit(lambda key: MLP.create((2, 3, 2), key))(KEY)
     learner = DDQN().start(weights)
     for weight, target in zip(jax.tree.leaves(learner.weights), jax.tree.leaves(learner.target), strict=True):
         np.testing.assert_array_equal(weight, target)
@@ -148,37 +163,40 @@ def test_the_target_starts_equal_in_buffers_of_its_own():
 @pytest.mark.parametrize("norm", [5.0, 20.0, 2000.0])
 def test_gradients_are_clipped_to_their_global_norm(norm):
     settings = DDQN(gradient_clip=10.0)
-    weights = {"a": jnp.zeros(1), "b": jnp.zeros(2)}
-    gradients = {"a": jnp.array([0.6 * norm]), "b": jnp.array([0.0, 0.8 * norm])}
-    learner = settings.start(weights)
+    gradients = {"a": np.float32([0.6 * norm]), "b": np.float32([0.0, 0.8 * norm])}
 
-    def loss(weights):
-        return sum(jnp.sum(weights[name] * gradients[name]) for name in weights), {}
+    @jax.jit
+    def update(gradients):
+        def loss(weights):
+            return sum(jnp.sum(weights[name] * gradients[name]) for name in weights), {}
 
-    (learner, _) = settings.update(learner, loss)
+        return settings.update(settings.start({"a": jnp.zeros(1), "b": jnp.zeros(2)}), loss)
+
+    (learner, _) = update(gradients)
     # After one step Adam's first moment is 0.1 g: what Adam was given, before it normalises.
     given = optax.tree_utils.tree_get(learner.optimiser, "mu")
-    whole = jnp.concatenate([gradients["a"], gradients["b"]])
+    whole = np.concatenate([gradients["a"], gradients["b"]])
     np.testing.assert_allclose(given, 0.1 * min(norm, 10.0) / norm * whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize("times", [0, 1, 5])
 def test_repeated_updates_equal_single_ones(times):
     settings = DDQN(learning_rate=0.1)
-    start = settings.start(jnp.zeros(2))
+    start = settings.start(jnp.asarray(NOTHING))
 
     def update(learner, key):
         return settings.update(learner, pull_to(jax.random.normal(key)))
 
-    learner, metrics = jax.jit(lambda times: repeat_updates(update, start, times, KEY))(jnp.int32(times))
+    learner, metrics = jax.jit(lambda times: repeat_updates(update, start, times, KEY))(np.int32(times))
     expected, distances = start, []
+    alone = jax.jit(lambda learner, i: update(learner, jax.random.fold_in(KEY, i)))
     for i in range(times):
-        expected, noted = update(expected, jax.random.fold_in(KEY, i))
-        distances.append(noted["distance"])
+        expected, noted = alone(expected, i)
+        distances.append(float(noted["distance"]))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), learner, expected)
-    assert learner.updates == times
-    assert metrics["distance"].weight == times
-    assert metrics["distance"].total == pytest.approx(float(sum(distances)), rel=1e-5)
+    assert int(learner.updates) == times
+    assert int(metrics["distance"].weight) == times
+    assert metrics["distance"].total == pytest.approx(sum(distances), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -253,15 +271,19 @@ def learn(probe, settings, iterations=300, episodes=8):
         learner, _ = repeat_updates(update, learner, due, k_update)
         return (learner, ring, after), None
 
-    weights = MLP.create((numbers, 16, actions), jax.random.key(1))
-    params = weights, jnp.float32(1)
-    played = jax.eval_shape(
-        lambda key: collector.episodes(act, params, jnp.zeros(episodes), jnp.zeros(episodes), key).episodes, KEY
-    )
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype), played)
-    state = settings.start(weights), replay.init(one, 256), jnp.int32(0)
-    (learner, _, _), _ = jax.jit(lambda state: jax.lax.scan(iterate, state, jax.random.split(KEY, iterations)))(state)
-    return jax.vmap(lambda number: q_values(learner.weights, number[None]))(jnp.arange(numbers))
+    @jax.jit
+    def learnt(key):
+        weights = MLP.create((numbers, 16, actions), jax.random.key(1))
+        params = weights, jnp.float32(1)
+        played = jax.eval_shape(
+            lambda: collector.episodes(act, params, jnp.zeros(episodes), jnp.zeros(episodes), key).episodes
+        )
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype), played)
+        state = settings.start(weights), replay.init(one, 256), jnp.int32(0)
+        (learner, _, _), _ = jax.lax.scan(iterate, state, jax.random.split(key, iterations))
+        return jax.vmap(lambda number: q_values(learner.weights, number[None]))(jnp.arange(numbers))
+
+    return learnt(KEY)
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -14,37 +14,56 @@ from metadyna.collect.device import DeviceCollector
 from metadyna.collect.returns import masked_mean
 from metadyna.envs import make
 from metadyna.improve import meta as module
-from metadyna.improve.meta import MetaPPO, MetaTRPO
+from metadyna.improve.meta import MetaGradient, MetaPPO, MetaTRPO
 from metadyna.improve.on_policy import Weighed, dice_worth, over_steps, surrogate, trust_region_step
 from metadyna.improve.trpo import TRPO
 from metadyna.policies.acting import practise
 from metadyna.policies.direct import create
 
 KEY = jax.random.key(0)
-TASKS = 3
+TASKS, EPISODES, WIDTH = 3, 4, 4
+FAMILY = make("navigation")
+COLLECTOR = DeviceCollector(replace(FAMILY.env, horizon=12), FAMILY.train)
 INNER = GradientSteps(rate=0.3)
-LEARNER = MetaTRPO(INNER)
+LEARNER = MetaTRPO(INNER, trust=TRPO(damping=0.1, cg_iterations=40))
+"""Damped, or float32 decides where the conjugate gradients end."""
+
+
+@jax.jit
+def begun():
+    """Fresh weights, and the tasks."""
+    return create(FAMILY.env.spec, (WIDTH,), KEY), jax.vmap(FAMILY.train.sample)(jax.random.split(KEY, TASKS))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def live(learner, policies, tasks, number):
+    played = COLLECTOR.episodes_of_each(practise, policies, (), tasks, EPISODES, jax.random.key(number))
+    return learner.weigh(played.episodes, policies.inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def adapt(learner, meta, policies, data, number):
+    return learner.adapt(meta, policies, data, number)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def copies(learner, meta):
+    return learner.copies(meta, TASKS)
 
 
 @functools.cache
-def lived(learner, episodes=4, width=4):
-    """Fresh weights, the adapted policies, and the rounds of one iteration."""
-    family = make("navigation")
-    collector = DeviceCollector(replace(family.env, horizon=12), family.train)
-
-    @jax.jit
-    def live():
-        meta = learner.inner.start(create(family.env.spec, (width,), KEY))
-        tasks, rounds = jax.vmap(family.train.sample)(jax.random.split(KEY, TASKS)), []
-        policies = learner.copies(meta, TASKS)
-        for number in range(learner.inner.steps + 1):
-            played = collector.episodes_of_each(practise, policies, (), tasks, episodes, jax.random.key(number))
-            rounds.append(learner.weigh(played.episodes, meta.weights.inputs))
-            if number < learner.inner.steps:
-                policies = learner.adapt(meta, policies, rounds[-1], number)
-        return meta, policies, tuple(rounds)
-
-    return live()
+def lived(learner, rate=None):
+    """Fresh weights, with this rate or the learner's, the adapted policies, and the rounds of one iteration."""
+    weights, tasks = begun()
+    meta = (learner.inner if rate is None else replace(learner.inner, rate=rate)).start(weights)
+    # Learners that weigh alike live alike: one program for all of them.
+    alike = MetaGradient(discount=learner.discount, gae_decay=learner.gae_decay)
+    policies, rounds = copies(alike, meta), []
+    for number in range(learner.inner.steps + 1):
+        rounds.append(live(alike, policies, tasks, number))
+        if number < learner.inner.steps:
+            policies = adapt(learner, meta, policies, rounds[-1], number)
+    return meta, policies, tuple(rounds)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -57,10 +76,14 @@ def objective_of(learner, meta, rounds):
     return learner.objective(meta, rounds)
 
 
-def flat(learner, meta, rounds):
-    """The outer objective as a function of a vector."""
-    start, unravel = ravel_pytree(meta)
-    return start, lambda vector: learner.objective(unravel(vector), rounds)
+@functools.partial(jax.jit, static_argnums=0)
+def slope_of(learner, meta, rounds):
+    return jax.grad(learner.objective)(meta, rounds)
+
+
+def flat(tree):
+    """All numbers in a row."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def weighted(policy, data, discount):
@@ -79,8 +102,7 @@ def test_adaptation_while_living_is_that_of_the_outer_objective():
     adapted = jax.jit(learner.adapted)(meta, rounds)
     assert len(adapted) == 3
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), adapted[-1], policies)
-    before = ravel_pytree(learner.copies(meta, TASKS))[0]
-    assert np.abs(ravel_pytree(policies)[0] - before).max() > 1e-3
+    assert np.abs(flat(policies) - flat(copies(learner, meta))).max() > 1e-3
 
 
 LEARNT = GradientSteps(rate=0.3, learnt_rates="tensor")
@@ -95,26 +117,26 @@ LEARNERS = (
 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_gradients_through_the_inner_step_are_those_of_finite_differences(learner, monkeypatch):
-    meta, _, rounds = lived(learner, episodes=2, width=3)
+    meta, _, rounds = lived(learner)
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if x.dtype == jnp.float32 else x, (meta, rounds))
-        start, objective = flat(learner, *wide)
-        slope = jax.jit(jax.grad(objective))(start)
+        meta, rounds = jax.tree.map(lambda x: np.float64(x) if x.dtype == jnp.float32 else x, (meta, rounds))
+        slope = flat(slope_of(learner, meta, rounds))
         monkeypatch.setattr(module, "dice", weighted)
-        value, small_step = jax.jit(lambda vector: objective(vector)), 1e-5
+        value, small_step = jax.jit(lambda meta, rounds: learner.objective(meta, rounds)), 1e-5
         for seed in range(2):
-            way = jax.random.normal(jax.random.key(seed), start.shape, jnp.float64)
-            difference = (value(start + small_step * way) - value(start - small_step * way)) / (2 * small_step)
+            rng = np.random.default_rng(seed)
+            way = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape), meta)
+            ahead, behind = (jax.tree.map(lambda x, y, d=d: x + d * y, meta, way) for d in (small_step, -small_step))
+            difference = (float(value(ahead, rounds)) - float(value(behind, rounds))) / (2 * small_step)
             # Not closer: the probabilities noted while acting are float32.
-            assert slope @ way == pytest.approx(float(difference), rel=1e-4, abs=1e-7)
+            assert slope @ flat(way) == pytest.approx(difference, rel=1e-4, abs=1e-7)
     assert np.abs(slope).max() > 1e-3
 
 
 def test_the_first_order_leaves_the_curvature_out():
     first = MetaTRPO(GradientSteps(rate=0.3, first_order=True))
     meta, policies, rounds = lived(LEARNER)
-    start = ravel_pytree(meta)[0]
-    slopes = [jax.jit(jax.grad(flat(learner, meta, rounds)[1]))(start) for learner in (LEARNER, first)]
+    slopes = [flat(slope_of(learner, meta, rounds)) for learner in (LEARNER, first)]
     assert not np.allclose(*slopes, rtol=1e-2)
     # To first order the slope is the mean of those of the adapted policies.
 
@@ -123,33 +145,31 @@ def test_the_first_order_leaves_the_curvature_out():
     def of_each(policies):
         return jnp.sum(jax.vmap(surrogate)(policies, rounds[-1])) / TASKS
 
-    total = jax.tree.map(lambda x: jnp.sum(x, axis=0), of_each(policies))
-    weights = ravel_pytree(total)[0]
+    weights = flat(jax.tree.map(lambda x: np.sum(x, axis=0), of_each(policies)))
     np.testing.assert_allclose(slopes[1][: weights.size], weights, rtol=1e-4, atol=1e-6)
 
 
 def test_without_a_rate_it_is_trpo_on_all_tasks():
     """Reference card of MB-MPO, O2."""
-    # Damped, or float32 decides where the conjugate gradients end.
-    learner = MetaTRPO(GradientSteps(rate=0.0), trust=TRPO(damping=0.1))
-    meta, policies, rounds = lived(learner)
-    jax.tree.map(np.testing.assert_array_equal, policies, learner.copies(meta, TASKS))
-    moved, _, told = stepped(learner, meta, rounds)
-    pooled = Weighed(*jax.tree.map(lambda x: jnp.concatenate(list(x), axis=1), tuple(rounds[-1])))
-    policy, alone = jax.jit(trust_region_step, static_argnums=0)(learner.trust, meta.weights, pooled)
-    assert jnp.all(pooled.valid)  # or tasks would count alike whatever their episodes' lengths
+    meta, policies, rounds = lived(LEARNER, rate=0.0)
+    jax.tree.map(np.testing.assert_array_equal, policies, copies(LEARNER, meta))
+    moved, _, told = stepped(LEARNER, meta, rounds)
+    pooled = Weighed(*jax.tree.map(lambda x: jnp.asarray(np.concatenate(x, axis=1)), tuple(rounds[-1])))
+    policy, alone = jax.jit(trust_region_step, static_argnums=0)(LEARNER.trust, meta.weights, pooled)
+    assert np.all(pooled.valid)  # or tasks would count alike whatever their episodes' lengths
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-4), moved.weights, policy)
     assert told["kl"] == pytest.approx(float(alone["kl"]), rel=0.05)
-    np.testing.assert_array_equal(ravel_pytree(moved.rates)[0], 0)
+    np.testing.assert_array_equal(flat(moved.rates), 0)
 
 
 def test_an_accepted_step_keeps_its_bound_on_what_adapts():
+    learner = replace(LEARNER, trust=MetaTRPO.trust)  # which hardly damps
     meta, _, rounds = lived(LEARNER)
-    moved, _, told = stepped(LEARNER, meta, rounds)
-    assert told["rejected"] == 0
-    assert 0 < told["kl"] <= LEARNER.trust.max_kl
-    assert told["surrogate_gain"] > 0
-    gain = objective_of(LEARNER, moved, rounds) - objective_of(LEARNER, meta, rounds)
+    moved, _, told = stepped(learner, meta, rounds)
+    assert int(told["rejected"]) == 0
+    assert 0 < float(told["kl"]) <= learner.trust.max_kl
+    assert float(told["surrogate_gain"]) > 0
+    gain = float(objective_of(LEARNER, moved, rounds)) - float(objective_of(LEARNER, meta, rounds))
     assert gain == pytest.approx(float(told["surrogate_gain"]), rel=1e-4)
 
 
@@ -157,27 +177,33 @@ def test_every_step_counts_if_it_shall():
     last = MetaTRPO(GradientSteps(rate=0.3, steps=2))
     every = replace(last, every_step=True)
     meta, _, rounds = lived(last)
-    first = objective_of(LEARNER, meta, rounds[:2])
-    mean = (first + objective_of(last, meta, rounds)) / 2
-    moved = meta._replace(weights=jax.tree.map(lambda x: x + 0.05, meta.weights))
-    assert objective_of(every, meta, rounds) == pytest.approx(float(mean), abs=1e-6)
+    first = float(objective_of(LEARNER, meta, rounds[:2]))
+    mean = (first + float(objective_of(last, meta, rounds))) / 2
+    moved = meta._replace(weights=jax.tree.map(lambda x: np.asarray(x) + np.float32(0.05), meta.weights))
+    assert objective_of(every, meta, rounds) == pytest.approx(mean, abs=1e-6)
     assert objective_of(every, moved, rounds) != pytest.approx(float(objective_of(last, moved, rounds)), abs=1e-5)
 
 
 def test_credit_for_sampling_rises_with_the_rewards_it_led_to():
     meta, _, rounds = lived(LEARNER)
     *_, last = rounds
-    reward = jnp.zeros_like(last.steps.reward).at[0].set(1.0)  # the first task's steps pay, the others' do not
+    reward = np.zeros_like(last.steps.reward)
+    reward[0] = 1  # the first task's steps pay, the others' do not
     only_first = last._replace(steps=last.steps._replace(reward=reward))
-    added = objective_of(replace(LEARNER, credit=True), meta, (rounds[0], only_first))
-    added -= objective_of(LEARNER, meta, (rounds[0], only_first))
-    said = jax.vmap(over_steps, (None, 0))(meta.weights, rounds[0].steps.obs)
-    log_prob = said.log_prob(rounds[0].steps.action)
+    with_credit, without = (
+        float(objective_of(replace(LEARNER, credit=credit), meta, (rounds[0], only_first))) for credit in (True, False)
+    )
+
+    @jax.jit
+    def said(weights, steps):
+        return jax.vmap(over_steps, (None, 0))(weights, steps.obs).log_prob(steps.action)
+
+    log_prob = said(meta.weights, rounds[0].steps)
     valid = np.asarray(last.valid)
     share = valid[0].sum() / valid.sum()
     worth = np.array([1 - share, -share, -share]) / np.sqrt(share * (1 - share))
     each = [np.asarray(x)[np.asarray(v)].mean() for x, v in zip(log_prob, rounds[0].valid, strict=True)]
-    assert added == pytest.approx(np.mean(worth * each), rel=1e-3)
+    assert with_credit - without == pytest.approx(np.mean(worth * each), rel=1e-3)
 
 
 def test_proximal_steps_stop_where_ratios_are_clipped():
@@ -185,12 +211,12 @@ def test_proximal_steps_stop_where_ratios_are_clipped():
     meta, _, rounds = lived(learner)
     plain = objective_of(MetaTRPO(INNER, "ratio"), meta, rounds)
     assert objective_of(learner, meta, rounds) == pytest.approx(float(plain), abs=1e-6)
-    unlikely = rounds[-1].steps._replace(extras=rounds[-1].steps.extras - 1.0)  # ratios of e, far beyond 1.1
-    beyond = (rounds[0], rounds[-1]._replace(steps=unlikely, advantage=jnp.abs(rounds[-1].advantage)))
-    start, objective = flat(learner, meta, beyond)
-    np.testing.assert_array_equal(jax.jit(jax.grad(objective))(start), 0)
+    first, last = rounds
+    unlikely = np.asarray(last.steps.extras) - np.float32(1)  # ratios of e, far beyond 1.1
+    beyond = last._replace(steps=last.steps._replace(extras=unlikely), advantage=np.abs(last.advantage))
+    np.testing.assert_array_equal(flat(slope_of(learner, meta, (first, beyond))), 0)
     after, _, told = stepped(learner, meta, rounds)
-    moved = np.abs(ravel_pytree(after.weights)[0] - ravel_pytree(meta.weights)[0])
+    moved = np.abs(flat(after.weights) - flat(meta.weights))
     assert moved.max() == pytest.approx(3e-3, rel=0.05)  # Adam: the step size in every update, at first
     assert told["inner_kl"] >= 0
 
@@ -198,31 +224,29 @@ def test_proximal_steps_stop_where_ratios_are_clipped():
 def test_straying_from_the_policy_that_sampled_has_its_price():
     meta, _, rounds = lived(LEARNER)
     free, dear = (stepped(MetaPPO(INNER, kl_weight=weight, updates=20), meta, rounds)[2] for weight in (0.0, 1e3))
-    assert 0 < dear["inner_kl"] < 0.1 * free["inner_kl"]
+    assert 0 < dear["inner_kl"] < 0.1 * float(free["inner_kl"])
     assert dear["surrogate_gain"] < free["surrogate_gain"]
 
 
 def test_the_outer_step_goes_along_the_natural_gradient_through_the_inner_step():
     """Reference card of MB-MPO, O9: F is the Hessian of KL(π_old || π_θ'(θ)) with respect to θ."""
-    learner = MetaTRPO(INNER, trust=TRPO(damping=0.1, cg_iterations=40))
-    meta, policies, rounds = lived(learner, width=2)
-    start, objective = flat(learner, meta, rounds)
-    _, unravel = ravel_pytree(meta)
+    meta, policies, rounds = lived(LEARNER)
+    start, unravel = ravel_pytree(meta)
     data = rounds[-1]
 
     def kl(vector):
         said = [
             jax.vmap(over_steps)(each, data.steps.obs)
-            for each in (policies, learner.adapted(unravel(vector), rounds)[-1])
+            for each in (policies, LEARNER.adapted(unravel(vector), rounds)[-1])
         ]
         return jnp.mean(jax.vmap(masked_mean)(said[0].kl(said[1]), data.valid))
 
-    fisher, slope = jax.jit(jax.hessian(kl))(start), jax.jit(jax.grad(objective))(start)
+    fisher, slope = jax.jit(jax.hessian(kl))(start), flat(slope_of(LEARNER, meta, rounds))
     assert np.linalg.eigvalsh(fisher)[-1] > 0.1  # so that it matters beside the damping
     natural = np.linalg.solve(fisher + 0.1 * np.eye(start.size), slope)
-    moved, _, told = stepped(learner, meta, rounds)
-    way = np.asarray(ravel_pytree(moved)[0] - start)
+    moved, _, told = stepped(LEARNER, meta, rounds)
+    way = flat(moved) - flat(meta)
     assert told["rejected"] == 0
     assert natural @ way / np.linalg.norm(natural) / np.linalg.norm(way) == pytest.approx(1, abs=1e-3)
-    longest = np.sqrt(2 * learner.trust.max_kl / (natural @ slope)) * natural
+    longest = np.sqrt(2 * LEARNER.trust.max_kl / (natural @ slope)) * natural
     assert np.linalg.norm(way) == pytest.approx(np.linalg.norm(longest) * 0.8 ** float(told["backtracks"]), rel=1e-2)
