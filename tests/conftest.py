@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("metadyna", f"{tests.checking.__name__}.checked")
 
 
-ENOUGH = 5 * 2**29
+ENOUGH = 9 * 2**28
 """Bytes of memory that a worker may use before it forgets its compiled programs."""
 LEAST = 2**29
 """Bytes of them that are worth forgetting."""
