@@ -330,8 +330,11 @@ def test_an_encoder_learns_from_the_critics_and_their_term_and_not_from_the_acto
     plain, _ = updated(start, 0.0, batch)
     moved_actor = jax.tree.map(lambda x: np.asarray(x) + np.float32(1), start.actor)
     other, _ = updated(start._replace(actor=moved_actor), 0.0, batch)
+    moved_targets = jax.tree.map(lambda x: np.asarray(x) + np.float32(1), start.targets)
+    unread, _ = updated(start._replace(targets=moved_targets), 0.0, batch)  # as nothing follows
     priced, told = updated(start, 3.0, batch)
     assert equal(plain.critics, other.critics)
+    assert equal(plain.actor, unread.actor)
     assert not equal(plain.critics.encoder, start.critics.encoder)
     assert not equal(plain.actor, start.actor)
     assert "price" in told
