@@ -41,9 +41,15 @@ def forget_programs():
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of runs share programs: they come in a row, in the middle, where the second of two workers begins."""
-    runs = [item for item in items if "compiled_once" in item.fixturenames]
-    others = [item for item in items if "compiled_once" not in item.fixturenames]
+    """Tests of runs share programs: they come in a row, in the middle, where the second of two workers begins.
+
+    Those that forget all programs come first, when there are none.
+    """
+    forgetful, runs, others = [], [], []
+    for item in items:
+        used = item.fixturenames
+        (forgetful if "watching" in used else runs if "compiled_once" in used else others).append(item)
+    others = forgetful + others
     middle = len(items) // 2
     items[:] = [*others[:middle], *runs, *others[middle:]]
 
