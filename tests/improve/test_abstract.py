@@ -17,6 +17,7 @@ from metadyna.nets.convolutions import ConvNet
 from metadyna.nets.layers import MLP, Linear
 from metadyna.nets.pictures import Encoder
 from metadyna.types import Transition
+from tests.arrays import flat
 
 KEY = jax.random.key(0)
 ACTIONS, WIDTH = 3, 2
@@ -146,11 +147,6 @@ def loss_of(name, settings, weights, target, batch):
 
 
 slope_of = jax.jit(jax.value_and_grad(loss_of, 2), static_argnums=(0, 1))
-
-
-def flat(tree):
-    """All numbers in a row."""
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 class ByHand:

@@ -19,6 +19,7 @@ from metadyna.improve.on_policy import Weighed, dice_worth, over_steps, surrogat
 from metadyna.improve.trpo import TRPO
 from metadyna.policies.acting import practise
 from metadyna.policies.direct import create
+from tests.arrays import flat
 
 KEY = jax.random.key(0)
 TASKS, EPISODES, WIDTH = 3, 4, 4
@@ -79,11 +80,6 @@ def objective_of(learner, meta, rounds):
 @functools.partial(jax.jit, static_argnums=0)
 def slope_of(learner, meta, rounds):
     return jax.grad(learner.objective)(meta, rounds)
-
-
-def flat(tree):
-    """All numbers in a row."""
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 @jax.jit

@@ -15,6 +15,7 @@ from metadyna.collect import replay
 from metadyna.errors import UserError
 from metadyna.models.fit import Fit, Rows, _split, fit, held_out, start, training_rows
 from metadyna.models.gaussian import GaussianEnsemble
+from tests.arrays import replaced
 from tests.models.test_gaussian import constant
 
 KEY = jax.random.key(0)
@@ -97,13 +98,6 @@ def predicted(ensemble, inputs):
     """Means and log-variances that every member gives the same rows."""
     mean, log_variance = every_prediction(ensemble, inputs)
     return np.asarray(mean), np.asarray(log_variance)
-
-
-def replaced(array, where, value):
-    """A copy in which some entries have another value."""
-    array = array.copy()
-    array[where] = value
-    return array
 
 
 def assert_trees_equal(a, b):

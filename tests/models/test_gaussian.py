@@ -20,6 +20,7 @@ from metadyna.models.gaussian import (
 )
 from metadyna.nets.layers import num_parameters
 from metadyna.nets.moments import Moments
+from tests.arrays import normal
 
 KEY = jax.random.key(0)
 SMALL = GaussianEnsemble(members=3, elites=2, widths=(8, 6), weight_decay=(0.1, 0.2, 0.3))
@@ -65,10 +66,6 @@ def constant(settings, inputs, outputs):
     weights = replace(ensemble.weights, members=jax.tree.map(jnp.zeros_like, ensemble.weights.members))
     bias = lambda ensemble: ensemble.weights.members.mlp.layers[-1].bias  # noqa: E731
     return eqx.tree_at(bias, replace(ensemble, weights=weights), outputs)
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def batch(settings, n=5, inputs=4, outputs=2):

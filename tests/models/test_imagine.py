@@ -16,6 +16,7 @@ from metadyna.models.gaussian import GaussianEnsemble
 from metadyna.models.imagine import branch, open_loop_errors, sequence_returns
 from metadyna.models.worlds import Meaning, Predictor, World, known_world, learnt_world
 from metadyna.types import Box, EnvSpec, Known, TimeStep, Transition
+from tests.arrays import normal, replaced, uniform
 from tests.models.test_gaussian import constant
 
 KEY = jax.random.key(0)
@@ -128,22 +129,6 @@ def lived(env, task, copies, act):
     return jax.jit(lambda tasks: collector.episodes(act, 0.5, jnp.zeros(copies), tasks, KEY).episodes)(
         np.full(copies, task, np.float32)
     )
-
-
-def uniform(*shape, low=-1.0):
-    """Numbers up to 1."""
-    return np.random.default_rng(0).uniform(low, 1, shape).astype(np.float32)
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def replaced(array, where, value):
-    """A copy in which some entries have another value."""
-    array = array.copy()
-    array[where] = value
-    return array
 
 
 def policy(params, carry, timestep, key):
