@@ -41,17 +41,19 @@ def forget_programs():
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of runs share programs: they come in a row, in the middle, where the second of two workers begins.
+    """Tests that share large programs come in a row, and a worker begins with them: what is left last is exchanged.
 
-    Those that forget all programs come first, when there are none.
+    The first of two workers begins with the systems, the second, in the middle, with the runs. Those that forget all
+    programs come first of all, when there are none.
     """
-    forgetful, runs, others = [], [], []
+    forgetful, systems, runs, others = [], [], [], []
     for item in items:
-        used = item.fixturenames
-        (forgetful if "watching" in used else runs if "compiled_once" in used else others).append(item)
-    others = forgetful + others
+        used, alike = item.fixturenames, item.path.parent.name == "systems"
+        kind = forgetful if "watching" in used else runs if "compiled_once" in used else systems if alike else others
+        kind.append(item)
+    first = [*forgetful, *systems, *others]
     middle = len(items) // 2
-    items[:] = [*others[:middle], *runs, *others[middle:]]
+    items[:] = [*first[:middle], *runs, *first[middle:]]
 
 
 def pytest_collection_finish():
@@ -59,6 +61,14 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture
+def optimised():
+    """Optimise programs after all: for a test that runs them for longer than that takes."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
 
 
 @pytest.fixture(autouse=True)

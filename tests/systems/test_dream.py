@@ -68,6 +68,11 @@ def train(iterate, state):
 
 
 @functools.cache
+def born(name):
+    return VARIANTS[name].init(COLLECTOR, KEY)
+
+
+@functools.cache
 def run(name):
     settings, traces = VARIANTS[name], []
 
@@ -76,7 +81,7 @@ def run(name):
         traces.append(key)
         return settings.iterate(state, COLLECTOR, key)
 
-    states, metrics = train(iterate, settings.init(COLLECTOR, KEY))
+    states, metrics = train(iterate, born(name))
     return Run(settings, iterate, states, metrics, len(traces))
 
 
@@ -170,10 +175,13 @@ def test_metrics_tell_of_the_new_trials(name):
 def test_stored_trials_are_on_training_tasks(name):
     attempts = run(name).states[-1].attempts
     count = int(attempts.added)
-    assert {tuple(goal) for goal in attempts.items.instruction[:count].tolist()} <= set(FAMILY.env.goals)
-    assert len(set(attempts.items.problem[:count].tolist())) > 1
-    assert (attempts.items.problem[:count] < FAMILY.env.num_problems).all()
-    assert (attempts.items.execute.obs[:count, 0, :2] == jnp.array(FAMILY.env.start)[None]).all()
+    problem, instruction, obs = map(
+        np.asarray, (attempts.items.problem, attempts.items.instruction, attempts.items.execute.obs)
+    )
+    assert {tuple(goal) for goal in instruction[:count].tolist()} <= set(FAMILY.env.goals)
+    assert len(set(problem[:count].tolist())) > 1
+    assert (problem[:count] < FAMILY.env.num_problems).all()
+    assert (obs[:count, 0, :2] == np.array(FAMILY.env.start)).all()
 
 
 # --- who learns from what
@@ -196,26 +204,28 @@ PARTS = {
 def shaken(part, nets, seed=0):
     """Networks of which one part is disturbed, on a large scale."""
     leaves, structure = jax.tree.flatten(PARTS[part](nets))
-    keys = jax.random.split(jax.random.key(7 + seed), len(leaves))
-    new = [x + 3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    rng = np.random.default_rng(7 + seed)
+    new = [jnp.asarray(np.asarray(x) + 3 * rng.normal(size=x.shape).astype(x.dtype)) for x in leaves]
     return eqx.tree_at(PARTS[part], nets, jax.tree.unflatten(structure, new))
 
 
-def acted(trained, parity, state, seed):
-    """Actions of the execution episodes that are new after an iteration."""
-    after, _ = trained.iterate(state, jax.random.key(seed))
-    return np.asarray(after.attempts.items.execute.action[4 * parity : 4 * parity + 4])
+@functools.partial(jax.jit, static_argnums=0)
+def acted(settings, state, key):
+    """Actions of the execution episodes stored after an iteration; the compiler drops the learning."""
+    return settings.iterate(state, COLLECTOR, key)[0].attempts.items.execute.action
 
 
 def depend(trained, parity, *parts):
-    """Which of these episodes change, for some key, with each of some parts of the acting networks."""
+    """Which of an iteration's episodes change, for some key, with each of some parts of the acting networks."""
     state, depends = trained.states[parity], {part: np.zeros(4, bool) for part in parts}
+    new = slice(4 * parity, 4 * parity + 4)
     for seed in range(8):
-        untouched = acted(trained, parity, state, seed)
+        key = jax.random.key(seed)
+        untouched = np.asarray(acted(trained.settings, state, key))[new]
         for part, changes in depends.items():
             weights = shaken(part, state.execute.weights, seed)
             shaken_state = state._replace(execute=state.execute._replace(weights=weights))
-            changes |= (acted(trained, parity, shaken_state, seed) != untouched).any(axis=1)
+            changes |= (np.asarray(acted(trained.settings, shaken_state, key))[new] != untouched).any(axis=1)
     return [changes.tolist() for changes in depends.values()]
 
 
@@ -284,9 +294,7 @@ def executed(lived):
 def greedy_trials(name):
     """Weights, and the compiled trial on every test task."""
     settings, tasks = VARIANTS[name], FAMILY.test.enumerate()
-    return settings.params(run(name).states[0]), jax.jit(
-        lambda params, key: settings.trial(params, COLLECTOR, tasks, key)
-    )
+    return settings.params(born(name)), jax.jit(lambda params, key: settings.trial(params, COLLECTOR, tasks, key))
 
 
 @pytest.mark.parametrize(("name", "source"), [("feed-forward", "decoder"), ("none", "decoder"), ("oracle", "encoder")])
@@ -332,16 +340,17 @@ class Watching(DeviceCollector):
         return super().episodes(act, params, carry, tasks, key, before)
 
 
-def watched(settings, tasks, key):
+@functools.partial(jax.jit, static_argnums=0)
+def watched(settings, params, tasks, key):
     """Memories and tasks of both episodes of a trial."""
     collector = Watching(FAMILY.env, FAMILY.train)
-    settings.trial(settings.params(settings.init(COLLECTOR, KEY)), collector, tasks, key)
+    settings.trial(params, collector, tasks, key)
     return collector.seen
 
 
 def test_an_exploration_ends_at_a_goal_of_its_own():
-    tasks = FAMILY.test.enumerate()
-    (_, hidden), (_, shown) = watched(VARIANTS["feed-forward"], tasks, KEY)
+    settings, tasks = VARIANTS["feed-forward"], FAMILY.test.enumerate()
+    (_, hidden), (_, shown) = watched(settings, settings.params(born("feed-forward")), tasks, KEY)
     assert_same(shown, tasks)
     np.testing.assert_array_equal(hidden.problem, tasks.problem)
     goals = [tuple(goal) for goal in hidden.goal.tolist()]
@@ -352,7 +361,8 @@ def test_an_exploration_ends_at_a_goal_of_its_own():
 
 def test_contexts_of_new_tasks_have_no_noise():
     loud = replace(VARIANTS["oracle"], context=Told(width=8, noise=100.0))
-    contexts = [watched(loud, FAMILY.test.enumerate(), jax.random.key(i))[1][0][2] for i in range(2)]
+    params, tasks = loud.params(born("oracle")), FAMILY.test.enumerate()
+    contexts = [watched(loud, params, tasks, jax.random.key(i))[1][0][2] for i in range(2)]
     np.testing.assert_array_equal(*contexts)
     assert np.abs(contexts[0]).max() < 50
 

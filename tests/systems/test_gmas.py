@@ -25,6 +25,7 @@ from metadyna.planning.tree import depth_values, planned_values
 from metadyna.systems.crar import CRAR
 from metadyna.systems.gmas import GMAS, Errors, FarDiscount, Foreseen, ModelError, Uniform, _rmsprop
 from metadyna.types import Transition
+from tests.arrays import flat, normal
 
 KEY = jax.random.key(0)
 KINDS = ("cosine", "l2")
@@ -33,9 +34,9 @@ NO_TRUNK = ConvNet((), (), jnp.tanh, False)
 
 def linear(weight, bias=None):
     """A network without hidden layers, x W + b."""
-    weight = jnp.array(weight, jnp.float32)
-    bias = jnp.zeros(weight.shape[1]) if bias is None else jnp.array(bias, jnp.float32)
-    return MLP((Linear(weight, bias),), jnp.tanh)
+    weight = np.asarray(weight, np.float32)
+    bias = np.zeros(weight.shape[1], np.float32) if bias is None else np.asarray(bias, np.float32)
+    return MLP((Linear(jnp.asarray(weight), jnp.asarray(bias)),), jnp.tanh)
 
 
 def mlp(*widths, seed):
@@ -72,8 +73,9 @@ def plan_of(settings, planner, x, action, shares):
 
 def planned(planner, x, action, depth, breadth=2, shares=None):
     """Value and slope of a plan."""
-    shares = jnp.full(depth + 1, 1 / (depth + 1)) if shares is None else jnp.array(shares)
-    return plan_of(GMAS(depth=depth, breadth=breadth), planner, x, jnp.int32(action), shares)
+    shares = np.full(depth + 1, 1 / (depth + 1)) if shares is None else np.asarray(shares)
+    plan = plan_of(GMAS(depth=depth, breadth=breadth), planner, x, np.int32(action), jnp.asarray(shares))
+    return jax.tree.map(np.asarray, plan)
 
 
 @jax.jit
@@ -100,7 +102,7 @@ def by_hand(reward, discount, bias=0.0, value=(0.0, 1.0)):
 
 @pytest.mark.parametrize(("depth", "slope"), [(0, (0, 1)), (1, (1, 0.9)), (2, (1.9, 1.71))])
 def test_linear_slopes(depth, slope):  # O2
-    planner, x = by_hand((1, 0), (0, 0), 0.9), jnp.array([0.3, -2.0])
+    planner, x = by_hand((1, 0), (0, 0), 0.9), np.float32([0.3, -2.0])
     alone = np.eye(3, dtype=np.float32)[depth]
     np.testing.assert_allclose(planned(planner, x, 1, 2, shares=alone)[1], slope, atol=1e-6)
     value, mean = planned(planner, x, 1, 2)
@@ -109,7 +111,7 @@ def test_linear_slopes(depth, slope):  # O2
 
 
 def test_a_discount_that_varies():  # O3
-    planner, x = by_hand((1, 0), (0.1, 0.2)), jnp.array([1.0, 2.0])
+    planner, x = by_hand((1, 0), (0.1, 0.2)), np.float32([1.0, 2.0])
     value, slope = planned(planner, x, 0, 1, shares=[0.0, 1.0])
     assert value == pytest.approx(2.0, abs=1e-6)
     np.testing.assert_allclose(slope, (1.2, 0.9), atol=1e-6)
@@ -117,17 +119,16 @@ def test_a_discount_that_varies():  # O3
 
 def test_where_nothing_changes_slopes_are_discounted():  # O4, T7: without the identity the factor would be 0.25
     model = networks()
-    none = jax.tree.map(jnp.zeros_like, (model.change, model.reward))
+    none = jax.tree.map(lambda x: jnp.asarray(np.zeros_like(x)), (model.change, model.reward))
     planner = replace(model, change=none[0], reward=none[1], discount=linear(np.zeros((7, 1)), [0.9]))
-    x = jnp.array([0.3, -1.0, 0.5])
-    values, slopes = judged(planner, x)
-    best, other = (int(i) for i in np.argsort(-np.asarray(values))[:2])
+    x = np.float32([0.3, -1.0, 0.5])
+    values, slopes = map(np.asarray, judged(planner, x))
+    best, other = (int(i) for i in np.argsort(-values)[:2])
     slope = planned(planner, x, best, 3)[1]
     np.testing.assert_allclose(slope, 0.85975 * slopes[best], rtol=1e-5)
-    assert distance("cosine", slope, slopes[best]) == pytest.approx(0, abs=1e-6)
-    assert distance("l2", slope, slopes[best]) == pytest.approx(
-        0.14025 * float(jnp.linalg.norm(slopes[best])), rel=1e-4
-    )
+    cosine, l2 = jax.jit(lambda one, two: [distance(kind, one, two) for kind in KINDS])(slope, slopes[best])
+    assert cosine == pytest.approx(0, abs=1e-6)
+    assert l2 == pytest.approx(0.14025 * np.linalg.norm(slopes[best]), rel=1e-4)
     for depth in range(4):
         alone = np.eye(4, dtype=np.float32)[depth]
         np.testing.assert_allclose(planned(planner, x, best, 3, shares=alone)[1], 0.9**depth * slopes[best], rtol=1e-5)
@@ -152,7 +153,8 @@ def recursion(planner, x, action, depth, breadth, gaps):
     if depth == 0:
         values, slopes = judged(planner, x)
         return float(values[action]), np.asarray(slopes[action])
-    (following, reward, discount), (jacobian, of_reward, of_discount) = derived(planner, x, jnp.int32(action))
+    (following, *paid), slopes = derived(planner, x, np.int32(action))
+    reward, discount, jacobian, of_reward, of_discount = map(np.asarray, (*paid, *slopes))
     values = np.asarray(judged(planner, following)[0])
     order = np.argsort(-values)
     gaps += list(values[order[breadth - 1 : breadth]] - values[order[breadth : breadth + 1]][: len(values) - breadth])
@@ -191,17 +193,16 @@ def test_slopes_are_central_differences_and_those_of_the_recursion(depth, breadt
 
 def transitions(count=6, seed=0):
     rng = np.random.default_rng(seed)
-    obs, next_obs = (jnp.asarray(rng.normal(size=(count, 5)), jnp.float32) for _ in range(2))
-    reward, action = jnp.asarray(rng.normal(size=count), jnp.float32), jnp.asarray(rng.integers(0, 4, count))
-    ended = jnp.arange(count) == 1
-    return Transition(obs, action, reward, 1.0 - ended, next_obs, ended)
+    obs, next_obs, reward = (rng.normal(size=size).astype(np.float32) for size in ((count, 5), (count, 5), count))
+    action, ended = rng.integers(0, 4, count), np.arange(count) == 1
+    return Transition(*map(jnp.asarray, (obs, action, reward, np.float32(~ended), next_obs, ended)))
 
 
 def encode(weights, batch):
     return Encoded(see(weights.encoder, batch.obs), see(weights.encoder, batch.next_obs), batch, 0.9 * batch.discount)
 
 
-AIM = jnp.linspace(-1.0, 1.0, 6)
+AIM = jnp.asarray(np.linspace(-1, 1, 6, dtype=np.float32))
 
 
 def expected_loss(settings, weights, target, batch, count):
@@ -245,10 +246,10 @@ def test_whom_the_slopes_teach_and_how(kind):  # O14, card 4.5
     )
     taught, frozen = slopes
     for part in ("change", "reward", "discount"):
-        assert not any(leaf.any() for leaf in jax.tree.leaves(getattr(taught, part)))
-    assert not any(leaf.any() for leaf in jax.tree.leaves(frozen))
+        assert not flat(getattr(taught, part)).any()
+    assert not flat(frozen).any()
     for part in ("encoder", "value"):
-        assert any(leaf.any() for leaf in jax.tree.leaves(getattr(taught, part)))
+        assert flat(getattr(taught, part)).any()
         for one, two in zip(*(jax.tree.leaves(getattr(s, part)) for s in (taught, plain_slopes)), strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
 
@@ -262,7 +263,7 @@ def test_rows_of_a_batch_do_not_mix():  # O15
         loss, metrics = settings._match(weights, target, encode(weights, batch), aim, None)
         return jnp.stack([loss, *metrics.values()])
 
-    alone = np.stack([told(*jax.tree.map(lambda x, i=i: x[i : i + 1], (batch, AIM))) for i in range(6)])
+    alone = np.stack([told(*jax.tree.map(lambda x, i=i: np.asarray(x)[i : i + 1], (batch, AIM))) for i in range(6)])
     np.testing.assert_allclose(told(batch, AIM), alone.mean(0), rtol=1e-5, atol=1e-6)
     assert np.ptp(alone, axis=0).min() > 0.1
 
@@ -349,9 +350,18 @@ def test_the_presets_for_the_labyrinth_are_of_one_piece(system, name):
 # --- how much each depth counts
 
 
+@partial(jax.jit, static_argnums=0)
+def shares_of(settings, errors, x, action):
+    return settings._shares(errors, x, action)
+
+
 def shares(settings, errors=None, count=5):
-    x, action = jnp.asarray(np.random.default_rng(0).normal(size=(count, 3)), jnp.float32), jnp.arange(count) % 4
-    return np.asarray(settings._shares(errors, x, action))
+    return np.asarray(shares_of(settings, errors, normal(count, 3), np.arange(count) % 4))
+
+
+@partial(jax.jit, static_argnums=0)
+def judge(widths, key):
+    return MLP.create(widths, key, jnp.tanh)
 
 
 def foreseeing(*errors):
@@ -380,8 +390,7 @@ def test_depths_at_which_the_model_errs_count_less():  # card 4.9 ii
 
 @pytest.mark.parametrize("seed", range(3))
 def test_before_anything_is_learnt_no_depth_counts_more_than_a_shallower_one(seed):
-    judge = MLP.create((7, 16, 3), jax.random.key(seed), jnp.tanh)
-    errors = Errors(Foreseen(judge, 4), None)
+    errors = Errors(Foreseen(judge((7, 16, 3), jax.random.key(seed)), 4), None)
     told = shares(GMAS(depth=3, weighting=ModelError(temperature=0.1)), errors, count=50)
     assert np.all(told[:, 1:] <= told[:, :-1])
     assert np.any(told[:, 1:] < told[:, :-1])
@@ -389,9 +398,9 @@ def test_before_anything_is_learnt_no_depth_counts_more_than_a_shallower_one(see
 
 def test_shares_teach_nobody():
     settings, errors = GMAS(depth=2, weighting=ModelError()), foreseeing(0.5, 1.0)
-    x, action = jnp.ones((2, 3)), jnp.array([0, 1])
-    slopes = jax.grad(lambda w, x: settings._shares(Errors(w, None), x, action)[0, 0], (0, 1))(errors.weights, x)
-    assert not any(leaf.any() for leaf in jax.tree.leaves(slopes))
+    x, action = np.ones((2, 3), np.float32), np.array([0, 1])
+    first = lambda w, x: shares_of(settings, Errors(w, None), x, action)[0, 0]  # noqa: E731
+    assert not flat(jax.jit(jax.grad(first, (0, 1)))(errors.weights, x)).any()
 
 
 def test_a_slope_is_that_of_the_weighted_depths():
@@ -405,12 +414,15 @@ def test_a_slope_is_that_of_the_weighted_depths():
         errors = Errors(Foreseen(MLP((Linear(jnp.zeros((7, 1)), bias[None]),), jnp.tanh), 4), None)
         return settings._match(weights, target, encode(weights, batch), AIM, errors)[1]["plan_error"]
 
-    values = jax.jit(jax.vmap(lambda x, a: depth_values(replace(weights, value=target.value), x, 1, 2)[:, a]))(
-        see(weights.encoder, batch.obs), batch.action
-    )
+    @jax.jit
+    def plans(batch):
+        planner, x = replace(weights, value=target.value), see(weights.encoder, batch.obs)
+        return jax.vmap(lambda x, a: depth_values(planner, x, 1, 2)[:, a])(x, batch.action)
+
+    values = np.asarray(plans(batch))
     for bias, plan in zip(sure, (values.mean(axis=1), values[:, 0]), strict=True):
-        expected = np.abs(plan - AIM).mean()
-        assert told(jnp.float32(bias)) == pytest.approx(float(expected), rel=1e-5)
+        expected = np.abs(plan - np.asarray(AIM)).mean()
+        assert told(np.float32(bias)) == pytest.approx(float(expected), rel=1e-5)
 
 
 # Positions on a line, x; the second action is thought to lead half a unit further, the first nowhere.
@@ -433,15 +445,15 @@ def adds_up(x, action, depth):
 
 
 def test_the_errors_of_a_known_model_are_learnt():
-    x, action, next_x, alive = (jnp.array(column) for column in zip(*STREAM, strict=True))
+    x, action, next_x, alive = (np.array(column) for column in zip(*STREAM, strict=True))
     none, change = np.zeros((4, 1)), np.zeros((4, 2))
     change[1, 0] = 0.5
     encoder, best = Encoder(NO_TRUNK, linear(np.eye(2))), linear(np.zeros((2, 2)), [0, 1])
     model = Abstract(encoder, linear(change), linear(none), linear(none), best, 2)
-    batch = Transition(x, action, 0 * x, alive, next_x, alive == 0)
+    batch = Transition(*map(jnp.asarray, (x, action, 0 * x, alive, next_x, alive == 0)))
     settings = GMAS(depth=3, weighting=ModelError(temperature=0.1, learning_rate=2e-3))
-    weights = Foreseen(MLP.create((4, 32, 3), KEY, jnp.tanh), 2)
-    rows = [jnp.stack([each, jnp.zeros(6)], axis=1) for each in (x, next_x)]
+    weights = Foreseen(judge((4, 32, 3), KEY), 2)
+    rows = [jnp.asarray(np.stack([each, np.zeros(6)], axis=1)) for each in (x, next_x)]
 
     @jax.jit
     def learn(errors):
@@ -450,9 +462,10 @@ def test_the_errors_of_a_known_model_are_learnt():
             return errors, told["foreseen_error"]
 
         errors, losses = jax.lax.scan(step, errors, length=4000)
-        return losses, jax.vmap(errors.weights)(rows[0], action), settings._shares(errors, rows[0], action)
+        return losses, jax.vmap(errors.weights)(rows[0], batch.action), settings._shares(errors, rows[0], batch.action)
 
-    losses, foreseen, counts = learn(Errors(weights, _rmsprop(settings.weighting).init(weights)))
+    errors = Errors(weights, jax.jit(_rmsprop(settings.weighting).init)(weights))
+    losses, foreseen, counts = map(np.asarray, learn(errors))
     expected = np.array([[adds_up(float(y), int(a), depth) for depth in range(4)] for y, a, *_ in STREAM])
     np.testing.assert_allclose(foreseen, expected, atol=0.06)
     assert losses[-1] < 5e-3 < losses[0]
@@ -468,8 +481,8 @@ def test_the_errors_of_a_known_model_are_learnt():
     ("doubt", "trust"), [(None, [1, 1, 1, 1, 1]), (1.0, [1, 0.75, 0.5, 0.25, 0]), (0.25, [1, 0, 0, 0, 0])]
 )
 def test_slopes_count_less_where_the_plan_is_far_from_the_target(doubt, trust):  # card 4.9 i
-    plan, aim = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]), jnp.array([1.0, 1.0, 5.0, 1.0, 1.0])
-    told = GMAS(doubt=doubt)._trust(plan, aim)
+    plan, aim = np.float32([1, 2, 3, 4, 5]), np.float32([1, 1, 5, 1, 1])
+    told = jax.jit(GMAS(doubt=doubt)._trust)(plan, aim)
     np.testing.assert_allclose(told, trust, atol=1e-6)
 
 
@@ -477,9 +490,14 @@ def test_doubt_weighs_the_rows_of_the_loss_but_not_what_is_told():
     settings, batch = GMAS(depth=1, alpha=0.7, distance="l2", doubt=0.8), transitions()
     weights, target = networks(seed=0), networks(seed=1)
     loss, told = jax.jit(lambda: settings._match(weights, target, encode(weights, batch), AIM, None))()
-    planner, x = replace(weights, value=target.value), see(weights.encoder, batch.obs)
-    plan = jax.jit(jax.vmap(lambda x, a: planned_values(planner, x, 1, 2)[a]))(x, batch.action)
-    count = np.maximum(0, 1 - np.abs(plan - AIM) / np.quantile(np.abs(plan - AIM), 0.8))
+
+    @jax.jit
+    def plans(batch):
+        planner, x = replace(weights, value=target.value), see(weights.encoder, batch.obs)
+        return jax.vmap(lambda x, a: planned_values(planner, x, 1, 2)[a])(x, batch.action)
+
+    doubtful = np.abs(np.asarray(plans(batch)) - np.asarray(AIM))
+    count = np.maximum(0, 1 - doubtful / np.float32(np.quantile(doubtful, 0.8)))
     expected, other = jax.jit(lambda: expected_loss(settings, weights, target, batch, count))()
     assert loss == pytest.approx(float(expected), rel=1e-4)
     assert told["slope_distance"] == pytest.approx(float(other["slope_distance"]), rel=1e-4)
