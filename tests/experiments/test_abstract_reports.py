@@ -114,18 +114,22 @@ def test_an_imagined_walk_is_compared_within_an_episode(monkeypatch):
     last = np.zeros(2_000, bool)
     last[np.cumsum(lengths)[np.cumsum(lengths) <= 2_000] - 1] = True
     number, steps = np.concatenate([[0], np.cumsum(last)[:-1]]), np.arange(2_000)
-    obs = jnp.asarray(np.stack([steps, 1_000 * number], axis=1), jnp.float32)
-    walk = Transition(obs, jnp.zeros(2_000, int), None, None, obs + jnp.array([[1.0, 0.0]]), jnp.asarray(last))
+    obs = np.stack([steps, 1_000 * number], axis=1).astype(np.float32)
+    walk = Transition(obs, np.zeros(2_000, np.int32), None, None, obs + np.float32([[1, 0]]), last)
+    walk = jax.tree.map(jnp.asarray, walk)
     monkeypatch.setattr(abstract, "random_transitions", lambda *_: walk)
     monkeypatch.setattr(abstract, "sight", lambda _: lambda encoder, obs: obs)
-    plain = MLP((Linear(jnp.zeros((4, 1)), jnp.zeros(1)),), jnp.tanh)
-    ahead = MLP((Linear(jnp.zeros((4, 2)), jnp.array([1.0, 0.0])),), jnp.tanh)
-    value = MLP((Linear(jnp.eye(2), jnp.zeros(2)),), jnp.tanh)
+
+    def linear(weight, bias):
+        return MLP((Linear(jnp.asarray(np.float32(weight)), jnp.asarray(np.float32(bias))),), jnp.tanh)
+
+    plain, ahead = linear(np.zeros((4, 1)), np.zeros(1)), linear(np.zeros((4, 2)), np.array([1, 0]))
+    value = linear(np.eye(2), np.zeros(2))
     model = Abstract(Encoder(ConvNet((), (), jnp.tanh, False), value), ahead, plain, plain, value, 2)
     family = make("simple-maze")
     told = abstract.depth_report(model, family, jax.random.key(0))
     np.testing.assert_array_equal(told["model-error"], 0)
-    wrong = replace(model, change=MLP((Linear(jnp.zeros((4, 2)), jnp.array([2.0, 0.0])),), jnp.tanh))
+    wrong = replace(model, change=linear(np.zeros((4, 2)), np.array([2, 0])))
     errors = np.asarray(abstract.depth_report(wrong, family, jax.random.key(0))["model-error"])
     np.testing.assert_allclose(errors / errors[1], np.arange(6), rtol=1e-4)  # one unit further off with every step
 

@@ -27,20 +27,24 @@ def small(monkeypatch):
 def test_the_true_dynamics_predict_what_happens():
     episodes = swing.random_episodes(3, jax.random.key(0))
     rows = swing.flat(episodes)
-    starts = jax.vmap(lambda obs: swing.TRUTH.begin(History(obs)))(rows.obs)
-    _, told = swing.TRUTH.step(*jax.tree.map(lambda x: x[None], (starts, rows.action)), None)
-    np.testing.assert_allclose(told.obs[0], rows.next_obs, atol=2e-5)
+
+    @jax.jit
+    def foretold(rows):
+        starts = jax.vmap(lambda obs: swing.TRUTH.begin(History(obs)))(rows.obs)
+        return swing.TRUTH.step(*jax.tree.map(lambda x: x[None], (starts, rows.action)), None)[1].obs[0]
+
+    np.testing.assert_allclose(foretold(rows), rows.next_obs, atol=2e-5)
     assert rows.reward.shape == (600,)
-    np.testing.assert_array_equal(rows.obs[200:400], episodes.obs[:, 1])  # episode after episode
+    np.testing.assert_array_equal(np.asarray(rows.obs)[200:400], np.asarray(episodes.obs)[:, 1])  # one after another
 
 
 def test_reach_bounds_the_torques():
     actions = swing.random_rows(1, jax.random.key(1), 0.25).action
-    assert 0.2 < jnp.abs(actions).max() <= 0.25
+    assert 0.2 < np.abs(actions).max() <= 0.25
 
 
 def test_planning_on_the_true_dynamics_promises_what_it_keeps():
-    starts = swing.random_episodes(4, jax.random.key(2)).obs[0]
+    starts = swing.random_episodes(3, jax.random.key(2)).obs[0]
     for planned in (False, True):
         promised, kept = swing.promises(swing.TRUTH, starts, planned, jax.random.key(3))
         np.testing.assert_allclose(promised, kept, atol=2e-2)
@@ -49,8 +53,8 @@ def test_planning_on_the_true_dynamics_promises_what_it_keeps():
 def test_arms_of_trials_share_their_starts():
     key = jax.random.key(4)
     one = swing.planned_episodes(swing.AGENT, swing.TRUTH, 1, key)
-    other = swing.random_episodes(1, key)
-    np.testing.assert_array_equal(one.obs[0], other.obs[0])
+    other = swing.random_rows(1, key)
+    np.testing.assert_array_equal(np.asarray(one.obs)[0, 0], np.asarray(other.obs)[0])
 
 
 @pytest.mark.parametrize(
@@ -87,10 +91,10 @@ def test_a_single_network_learns_from_all_rows_and_shares_data_and_starts(monkey
     assert (model_1.members, model_1.elites, fit_1.bootstrap) == (1, 1, False)
     assert replace(model_1, members=5, elites=5) == model
     assert replace(fit_1, bootstrap=True) == fit
-    assert jnp.array_equal(jax.random.key_data(key), jax.random.key_data(key_1))
+    np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(key_1))
     jax.tree.map(np.testing.assert_array_equal, rows, rows_1)
     np.testing.assert_array_equal(planned[0][1], planned[1][1])
-    assert jnp.abs(rows.action).max() <= 0.25
+    assert np.abs(rows.action).max() <= 0.25
     assert set(found[0]) - set(found[1]) == {"rank correlation of disagreement and error"}
     assert all(np.isfinite(value) for each in found for value in each.values())
     assert -1 <= found[0]["rank correlation of disagreement and error"] <= 1
@@ -98,10 +102,9 @@ def test_a_single_network_learns_from_all_rows_and_shares_data_and_starts(monkey
 
 def test_no_sequence_earns_less_than_the_least():
     obs = swing.random_rows(2, jax.random.key(6)).next_obs
-    worst = jnp.array([-1.0, 0.0, 8.0])
-    obs = jnp.concatenate([obs, worst[None]])
-    action = jnp.ones((obs.shape[0], 1))
-    rewards = jax.vmap(swing.WORLD.reward)(obs, action, obs)
+    obs = np.concatenate([obs, np.float32([[-1.0, 0.0, 8.0]])])  # and the worst
+    action = np.ones((len(obs), 1), np.float32)
+    rewards = np.asarray(jax.jit(jax.vmap(swing.WORLD.reward))(obs, action, obs))
     assert rewards.min() == rewards[-1] == pytest.approx(swing.LEAST_REWARD)
 
 

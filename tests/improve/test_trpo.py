@@ -12,6 +12,7 @@ from metadyna.improve.trpo import TRPO, conjugate_gradient
 from metadyna.policies import direct
 from metadyna.policies.distributions import Normal
 from metadyna.types import Box, EnvSpec
+from tests.arrays import normal
 
 KEY = jax.random.key(0)
 SPEC = EnvSpec(Box((3,)), Box((2,), -1.0, 1.0), 10)
@@ -82,8 +83,8 @@ def test_conjugate_gradients_do_best_with_few_iterations_and_stand_zeros():
 
 def test_the_direction_is_the_natural_gradient_of_a_policy():
     """O9 and more: a policy N(θ₀ o, e^θ₁) has Fisher matrix diag(mean o² / σ², 2), by calculus and by `jax.hessian`."""
-    obs = jax.random.normal(KEY, (50, 1)) + 1
-    start = jnp.array([0.7, -0.4])
+    obs = jnp.asarray(normal(50, 1) + 1)
+    start = jnp.asarray(np.float32([0.7, -0.4]))
     slope = np.array([1.0, -3.0], np.float32)  # of the surrogate
 
     def policy(w):
@@ -92,11 +93,12 @@ def test_the_direction_is_the_natural_gradient_of_a_policy():
     def kl_of(said):
         return jnp.mean(policy(start).kl(said))
 
+    @jax.jit
     def kl(w):
         return kl_of(policy(w))
 
-    fisher = np.diag([float(jnp.mean(obs**2)) * np.exp(0.8), 2.0])
-    np.testing.assert_allclose(jax.hessian(kl)(start), fisher, rtol=1e-5, atol=1e-5)
+    fisher = np.diag([np.mean(np.asarray(obs) ** 2) * np.exp(0.8), 2.0])
+    np.testing.assert_allclose(jax.jit(jax.hessian(kl))(start), fisher, rtol=1e-5, atol=1e-5)
     for damping in (0.0, 0.5):
         damped = fisher + damping * np.eye(2)
         natural = np.linalg.solve(damped, slope)
@@ -106,7 +108,7 @@ def test_the_direction_is_the_natural_gradient_of_a_policy():
             weights, metrics = jax.jit(lambda w, d=divergence, s=settings: s.update(w, lambda w: w @ slope, *d))(start)
             shrunk = 0.8 ** float(metrics["backtracks"])
             assert shrunk > 0.5
-            np.testing.assert_allclose(weights - start, shrunk * step, rtol=2e-3)
+            np.testing.assert_allclose(np.asarray(weights) - np.asarray(start), shrunk * step, rtol=2e-3)
             assert metrics["kl"] == pytest.approx(float(kl(weights)), rel=1e-3)
 
 
@@ -222,17 +224,22 @@ def test_a_rejected_step_leaves_every_bit(case):  # O8
 
 def test_any_weights_will_do():
     """A dictionary of arrays of several shapes."""
-    weights = {"a": jnp.ones((2, 3)), "b": jnp.zeros(()), "c": (jnp.arange(2.0),)}
-    target = jax.tree.map(lambda x: x + 0.3, weights)
+    weights = {"a": np.ones((2, 3), np.float32), "b": np.float32(0), "c": (np.float32([0, 1]),)}
+    target = jax.tree.map(lambda x: x + np.float32(0.3), weights)
 
+    @jax.jit
     def distance(one, other):
         return sum(jnp.sum((x - y) ** 2) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
-    moved, metrics = TRPO(max_kl=0.02).update(weights, lambda w: -distance(w, target), lambda w: distance(w, weights))
+    @jax.jit
+    def step(start):
+        return TRPO(max_kl=0.02).update(start, lambda w: -distance(w, target), lambda w: distance(w, weights))
+
+    moved, metrics = step(weights)
     assert metrics["rejected"] == 0
     assert distance(moved, target) < distance(weights, target)
     assert distance(moved, weights) <= 0.02
-    np.testing.assert_allclose(moved["a"], moved["a"][0, 0] * np.ones((2, 3)))
+    np.testing.assert_allclose(moved["a"], np.asarray(moved["a"])[0, 0] * np.ones((2, 3)))
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,11 @@ def test_the_task_decides_what_is_filmed(tmp_path):
 def episode_of(rewards, last):
     """A padded episode of one task, watched, that goes through the states 0, 1, 2, ..."""
     steps = len(rewards)
-    time = jnp.arange(steps + 1)[:, None]
-    states = ControlState(time[..., None].astype(jnp.float32), time)
-    zeros = jnp.zeros((steps, 1))
-    rewards = jnp.array(rewards, jnp.float32)[:, None]
-    ends = jnp.arange(steps)[:, None] == last
+    time = np.arange(steps + 1, dtype=np.int32)[:, None]
+    states = ControlState(time[..., None].astype(np.float32), time)
+    zeros = np.zeros((steps, 1), np.float32)
+    rewards = np.array(rewards, np.float32)[:, None]
+    ends = jnp.asarray(np.arange(steps)[:, None] == last)
     before, after = (jax.tree.map(lambda x, part=part: x[part], states) for part in (slice(-1), slice(1, None)))
     return Transition(zeros, zeros[..., None], rewards, zeros, zeros, ends, hidden=(Seen(before, ()), Seen(after, ())))
 

@@ -56,7 +56,7 @@ MEANING = Meaning(LINE.action, terminated=lambda next_obs: (next_obs[0] > 4.5) &
 
 @functools.cache
 def learner():
-    return SMALL.sac.start(*SMALL.networks.create(1, 1, KEY))
+    return jax.jit(lambda key: SMALL.sac.start(*SMALL.networks.create(1, 1, key)))(KEY)
 
 
 def at(steps=0, capacity=50):
@@ -67,18 +67,31 @@ def at(steps=0, capacity=50):
 
 
 def rows(obs, reward):
-    obs = jnp.asarray(obs, jnp.float32)
-    ones = jnp.ones(len(obs))
-    return Transition(obs[:, None], ones[:, None], reward * ones, ones, obs[:, None] + 1, jnp.zeros(len(obs), bool))
+    obs = np.float32(obs)
+    ones = np.ones_like(obs)
+    return Transition(
+        obs[:, None], ones[:, None], np.float32(reward) * ones, ones, obs[:, None] + 1, np.zeros(len(obs), bool)
+    )
 
 
-def imagined(state, starts, system=SMALL):
+add = jax.jit(replay.add)
+
+
+@jax.jit
+def imagine(state, starts):
+    return GROWING._imagine(MEANING.world(state.model.ensemble), state, state.imagined, starts[:, None], KEY)
+
+
+def imagined(state, starts):
     """The rows of branches from some starts, in order, and the mean reward."""
-    world = MEANING.world(state.model.ensemble)
-    starts = jnp.asarray(starts, jnp.float32)[:, None]
-    ring, reward = system._imagine(world, state, state.imagined, starts, KEY)
+    ring, reward = imagine(state, np.float32(starts))
     assert ring.laps == 0
-    return jax.tree.map(lambda x: np.asarray(x[: ring.next]), ring.items), reward
+    return jax.tree.map(lambda x: np.asarray(x)[: ring.next], ring.items), reward
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def mixed(system, real, dreamt):
+    return system._batch(real, dreamt, KEY)
 
 
 def count_updates(monkeypatch):
@@ -111,7 +124,7 @@ def test_branches_may_shrink_no_further_than_their_start():
 
 @pytest.mark.parametrize(("steps", "length"), [(20, 2), (40, 4), (60, 6)])
 def test_branches_are_as_long_as_it_is_their_time(steps, length):
-    made, _ = imagined(at(steps), [-5.0, -15.0], GROWING)
+    made, _ = imagined(at(steps), [-5.0, -15.0])
     expected = [start + i for i in range(length) for start in (-5, -15)]
     np.testing.assert_array_equal(made.obs[:, 0], expected)
     np.testing.assert_array_equal(made.next_obs[:, 0], np.array(expected) + 1)
@@ -119,7 +132,7 @@ def test_branches_are_as_long_as_it_is_their_time(steps, length):
 
 def test_a_branch_that_has_ended_leaves_no_rows():
     """The line ends beyond 4.5: 2 goes on for three steps of four, 3 for two, 4 for one; -9 does not end."""
-    made, reward = imagined(at(40), [2.0, 3.0, 4.0, -9.0], GROWING)
+    made, reward = imagined(at(40), [2.0, 3.0, 4.0, -9.0])
     begun = [2, 3, 4, -9, 2 + 1, 3 + 1, -8, 2 + 2, -7, -6]
     np.testing.assert_array_equal(made.obs[:, 0], begun)
     np.testing.assert_allclose(made.reward, 10.0 * np.array(begun), rtol=1e-6)
@@ -129,10 +142,10 @@ def test_a_branch_that_has_ended_leaves_no_rows():
 
 
 def test_what_is_not_finite_is_not_kept_and_not_gone_on_from():
-    made, reward = imagined(at(40), [99.0, jnp.nan, jnp.inf], GROWING)
+    made, reward = imagined(at(40), [99.0, np.nan, np.inf])
     np.testing.assert_array_equal(made.obs[:, 0], [99, 100])
     assert reward == pytest.approx(995)
-    made, reward = imagined(at(40), [jnp.nan], GROWING)
+    made, reward = imagined(at(40), [np.nan] * 3)
     assert len(made.obs) == reward == 0
 
 
@@ -140,7 +153,7 @@ def test_every_branch_and_step_has_chances_of_its_own():
     """The policy says the same wherever it is."""
     state = at(40)
     same = jax.tree.map(jnp.zeros_like, state.learner.actor)
-    made, _ = imagined(state._replace(learner=state.learner._replace(actor=same)), [-9.0, -9.0], GROWING)
+    made, _ = imagined(state._replace(learner=state.learner._replace(actor=same)), [-9.0, -9.0])
     assert len(np.unique(made.action)) == 8
 
 
@@ -148,8 +161,8 @@ def test_every_branch_and_step_has_chances_of_its_own():
 def test_the_share_of_real_rows_is_exact(share, real):
     system = replace(SMALL, sac=SAC(batch=20), real_share=share)
     state = at()
-    ring, dreamt = replay.add(state.real, rows([1, 2, 3], 1.0)), replay.add(state.imagined, rows([4, 5], 2.0))
-    batch = system._batch(ring, dreamt, KEY)
+    ring, dreamt = add(state.real, rows([1, 2, 3], 1.0)), add(state.imagined, rows([4, 5], 2.0))
+    batch = jax.tree.map(np.asarray, mixed(system, ring, dreamt))
     assert (batch.reward == 1).sum() == real
     assert (batch.reward == 2).sum() == 20 - real
     assert set(np.unique(batch.obs)) <= {1, 2, 3, 4, 5}
@@ -158,14 +171,18 @@ def test_the_share_of_real_rows_is_exact(share, real):
 def test_without_a_sound_dream_it_learns_from_what_was_lived():
     """Rows of zeros, which nobody lived or imagined, would be learnt from otherwise."""
     system, state = replace(SMALL, sac=SAC(batch=200)), at(40)
-    ring = replay.add(state.real, rows([1, 2, 3], 1.0))
-    empty, _ = GROWING._imagine(
-        MEANING.world(state.model.ensemble), state, state.imagined, jnp.full((4, 1), 101.0), KEY
-    )
-    batch = system._batch(ring, empty, KEY)
+    ring = add(state.real, rows([1, 2, 3], 1.0))
+    empty, _ = imagine(state, np.full(4, 101, np.float32))
+    batch = jax.tree.map(np.asarray, mixed(system, ring, empty))
     assert batch.reward.shape == (200,)
     assert (batch.reward == 1).all()
     np.testing.assert_allclose(np.bincount(batch.obs[:, 0].astype(int), minlength=4)[1:] / 200, 1 / 3, atol=0.12)
+
+
+@jax.jit
+def refresh(state):
+    """For the test below alone, whose fit is compiled with it."""
+    return SMALL._refresh(MEANING, state, KEY)
 
 
 @pytest.mark.parametrize(("steps", "due"), [(10, False), (20, True), (30, True)])
@@ -177,38 +194,45 @@ def test_once_warm_a_model_is_fitted_and_then_imagined_in(steps, due, monkeypatc
 
     monkeypatch.setattr(fits, "fit", fit)
     state = at(steps, capacity=100)
-    state = state._replace(real=replay.add(state.real, rows([-7, -8], 5.0)))
-    after, told = SMALL._refresh(MEANING, state, KEY)
+    state = state._replace(real=add(state.real, rows([-7, -8], 5.0)))
+    after, told = refresh(state)
+    made = jax.tree.map(lambda x: np.asarray(x)[:30], after.imagined.items)
     assert after.imagined.added == 30 * due  # `branches` 3 for each of `refresh` 10 steps
     assert after.model.ensemble.pay == (-1 if due else 10)
-    np.testing.assert_array_equal(after.imagined.items.reward[:30], -after.imagined.items.obs[:30, 0])
+    np.testing.assert_array_equal(made.reward, -made.obs[:, 0])
     jax.tree.map(np.testing.assert_array_equal, (after.learner, after.real, after.steps), (
         state.learner, state.real, state.steps,
     ))  # fmt: skip
     if due:
-        seen = np.unique(after.imagined.items.obs[:30, 0], return_counts=True)
+        seen = np.unique(made.obs, return_counts=True)
         np.testing.assert_array_equal(seen[0], [-8, -7])  # branches begin where real steps did, and not in empty slots
         assert seen[1].min() >= 5
         assert (told["count"].total, told["model/horizon"].total) == (2, 1)
         np.testing.assert_array_equal(told["inputs"].total, [[-7, 1], [-8, 1]])
         np.testing.assert_array_equal(told["targets"].total, [[5, 1], [5, 1]])  # the reward is learnt, and comes first
-        assert told["model/imagined_reward"].total == pytest.approx(-after.imagined.items.obs[:30].mean())
+        assert told["model/imagined_reward"].total == pytest.approx(-made.obs.mean())
+
+
+@jax.jit
+def improve(state, lived):
+    """For the test below alone, whose updates are compiled with it."""
+    return replace(SMALL, sac=SAC(batch=40), real_share=0.5)._improve(state, lived, KEY)
 
 
 @pytest.mark.parametrize(("steps", "due"), [(19, 0), (20, 2), (55, 2)])
 def test_every_step_is_stored_and_once_warm_learnt_from(steps, due, monkeypatch):
     count_updates(monkeypatch)
-    system, state = replace(SMALL, sac=SAC(batch=40), real_share=0.5), at(steps)
-    state = state._replace(imagined=replay.add(state.imagined, rows([50, 60, 70, 80], 2.0)))
+    state = at(steps)
+    state = state._replace(imagined=add(state.imagined, rows([50, 60, 70, 80], 2.0)))
     lived = jax.tree.map(lambda x: x[:, None], rows([7], 1.0))
-    after, told = system._improve(state, lived, KEY)
+    after, told = improve(state, lived)
     assert after.steps == steps + 1
     assert after.real.added == 1
-    assert after.real.items.obs[0] == 7
+    assert np.asarray(after.real.items.obs)[0] == 7
     assert after.learner.updates == due
     assert told["train/reward"].weight == due
     np.testing.assert_array_equal(told["train/reward"].total, due * np.repeat([1, 2], 20))
-    drawn = told["train/obs"].total[20:]
+    drawn = np.asarray(told["train/obs"].total)[20:]
     assert not due or (drawn % 20 == 10).any()  # the two updates drew batches of their own
 
 
@@ -228,11 +252,12 @@ def test_random_actions_come_first_and_updates_after_them(monkeypatch):
         state, told = iterate(state, jax.random.fold_in(KEY, steps))
         assert (state.steps, state.real.added, state.learner.updates) == (steps, steps, updates)
         assert state.imagined.added == dreams
-    guessed, chosen = np.asarray(state.real.items.action[:20]), np.asarray(state.real.items.action[20:30])
+    lived = jax.tree.map(np.asarray, state.real.items)
+    guessed, chosen = lived.action[:20], lived.action[20:30]
     np.testing.assert_allclose(chosen, np.tile([1.0, -1.0], (10, 1)), atol=1e-3)
     assert np.abs(guessed).max() < 1
     assert len(np.unique(guessed)) == 40
-    np.testing.assert_array_equal(state.real.items.obs[21:30], state.real.items.next_obs[20:29])  # one after another
+    np.testing.assert_array_equal(lived.obs[21:30], lived.next_obs[20:29])  # one after another
     assert told["train/reward"].weight == 20
     assert told["fit/updates"].weight == 1
 

@@ -1,6 +1,7 @@
 """ME-TRPO: where imagination begins, and when the members end it."""
 
 from dataclasses import replace
+from functools import cache, partial
 
 import equinox as eqx
 import jax
@@ -15,12 +16,14 @@ from metadyna.models.fit import FitState
 from metadyna.models.gaussian import Standardiser
 from metadyna.models.worlds import known_world
 from metadyna.systems import metrpo
+from tests.arrays import replaced
 from tests.tiny import CONTINUOUS
 
 KEY = jax.random.key(0)
 SMALL = CONTINUOUS["me-trpo"]
 
 
+@cache
 def began(name):
     family = make(name)
     collector = DeviceCollector(family.env, family.train)
@@ -29,16 +32,26 @@ def began(name):
 
 def test_imagination_begins_where_real_episodes_did():
     collector, world, state = began("cartpole-balance")  # whose episodes end early
-    _, lived = collector.collect(metrpo.practise, state.policy, state.env, KEY, 60)
+    _, lived = jax.jit(lambda *at: collector.collect(metrpo.practise, *at, 60))(state.policy, state.env, KEY)
     ends = np.flatnonzero(np.asarray(lived.last)[:, 0])
     ends = ends[ends < 59]
     assert len(ends)
+    learn = jax.jit(partial(SMALL._learn, world))
     for fresh in (True, False):
-        after, _ = SMALL._learn(world, state._replace(env=()), lived, jnp.array([fresh]), KEY)
+        after, _ = learn(state._replace(env=()), lived, np.array([fresh]), KEY)
         assert after.steps == after.real.added == 60
         firsts = np.concatenate([[0] if fresh else [], ends + 1]).astype(int)
         assert after.starts.added == len(firsts)
-        np.testing.assert_array_equal(after.starts.items[: len(firsts)], lived.obs[firsts, 0])
+        np.testing.assert_array_equal(np.asarray(after.starts.items)[: len(firsts)], np.asarray(lived.obs)[firsts, 0])
+
+
+def trained(system, gains):
+    """What becomes of the policy in a model of such gains, in which imagination begins at (1, 1)."""
+    _, world, state = began("point-mass")
+    items = jnp.asarray(replaced(np.asarray(state.starts.items), slice(8), 1))
+    starts = state.starts._replace(items=items, next=jnp.int32(8))
+    state = state._replace(starts=starts, env=(), model=FitState(Drifting(jnp.asarray(np.float32(gains))), ()))
+    return jax.jit(partial(system._train, world))(state, KEY)
 
 
 class Drifting(eqx.Module):
@@ -88,10 +101,7 @@ def test_training_ends_once_too_many_members_find_the_policy_worse(tolerance, st
 
     monkeypatch.setattr(metrpo, "trust_region_step", push)
     system = replace(SMALL, policy_steps=5, validate_every=2, tolerance=tolerance)
-    _, world, state = began("point-mass")
-    starts = state.starts._replace(items=state.starts.items.at[:8].set(jnp.ones(2)), next=jnp.int32(8))
-    state = state._replace(starts=starts, env=(), model=FitState(Drifting(jnp.array([0.1, 0.2, 0.0])), ()))
-    after, told = system._train(world, state, KEY)
+    after, told = trained(system, [0.1, 0.2, 0.0])
     assert told["train/policy_steps"].total == steps
     np.testing.assert_allclose(after.policy.mlp.layers[-1].bias, 0.2 * steps, rtol=1e-5)
 
@@ -106,10 +116,7 @@ def test_every_imagined_step_is_that_of_a_member_drawn_anew(monkeypatch):
 
     monkeypatch.setattr(metrpo, "trust_region_step", look)
     system = replace(SMALL, policy_steps=1, validate_every=2, episodes=30, horizon=20, reach=100.0)
-    _, world, state = began("point-mass")
-    starts = state.starts._replace(items=state.starts.items.at[:8].set(jnp.ones(2)), next=jnp.int32(8))
-    state = state._replace(starts=starts, env=(), model=FitState(Drifting(jnp.array([0.1, 0.3])), ()))
-    _, told = system._train(world, state, KEY)
+    _, told = trained(system, [0.1, 0.3])
     moved, action = (np.asarray(told[f"train/{name}"].total) for name in ("moved", "action"))
     gain = (moved / np.clip(action, -1, 1))[..., 0]
     first = np.abs(gain - 0.1) < 0.01
