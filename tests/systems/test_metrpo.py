@@ -107,11 +107,8 @@ def test_training_ends_once_too_many_members_find_the_policy_worse(tolerance, st
 
 
 def test_every_imagined_step_is_that_of_a_member_drawn_anew(monkeypatch):
-    seen = []
-
     def look(settings, policy, data):
         del settings
-        seen.append(data)
         return policy, {"moved": data.steps.next_obs - data.steps.obs, "action": data.steps.action}
 
     monkeypatch.setattr(metrpo, "trust_region_step", look)
