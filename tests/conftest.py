@@ -66,9 +66,10 @@ def pytest_collection_finish():
 @pytest.fixture
 def optimised():
     """Optimise programs after all: for a test that runs them for longer than that takes."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True)

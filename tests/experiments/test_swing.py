@@ -25,7 +25,7 @@ def small(monkeypatch):
 
 
 def test_the_true_dynamics_predict_what_happens():
-    episodes = swing.random_episodes(3, jax.random.key(0))
+    episodes = swing.random_episodes(4, jax.random.key(0))
     rows = swing.flat(episodes)
 
     @jax.jit
@@ -34,7 +34,7 @@ def test_the_true_dynamics_predict_what_happens():
         return swing.TRUTH.step(*jax.tree.map(lambda x: x[None], (starts, rows.action)), None)[1].obs[0]
 
     np.testing.assert_allclose(foretold(rows), rows.next_obs, atol=2e-5)
-    assert rows.reward.shape == (600,)
+    assert rows.reward.shape == (800,)
     np.testing.assert_array_equal(np.asarray(rows.obs)[200:400], np.asarray(episodes.obs)[:, 1])  # one after another
 
 
@@ -44,7 +44,7 @@ def test_reach_bounds_the_torques():
 
 
 def test_planning_on_the_true_dynamics_promises_what_it_keeps():
-    starts = swing.random_episodes(3, jax.random.key(2)).obs[0]
+    starts = swing.random_episodes(4, jax.random.key(2)).obs[0]
     for planned in (False, True):
         promised, kept = swing.promises(swing.TRUTH, starts, planned, jax.random.key(3))
         np.testing.assert_allclose(promised, kept, atol=2e-2)

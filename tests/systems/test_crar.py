@@ -64,6 +64,7 @@ def test_an_iteration_learns(born):
     after, told = jax.jit(lambda state, key: system.iterate(state, COLLECTOR, key))(born, KEY)
     assert system.steps(after) == 2
     assert (flat(after.learner.weights) != flat(born.learner.weights)).any()
+    assert system.params(after) is after.learner.weights  # and not the target's
     assert all(np.isfinite(value.total) for value in told.values())
 
 
