@@ -184,6 +184,14 @@ def test_stored_trials_are_on_training_tasks(name):
     assert (obs[:count, 0, :2] == np.array(FAMILY.env.start)).all()
 
 
+def test_the_networks_that_learn_act_and_not_their_slow_copies():
+    settings, _, states, _, _ = run("published")
+    params, state = settings.params(states[-1]), states[-1]
+    for acting, learner in ((params.explore, state.explore), (params.execute, state.execute)):
+        assert acting is learner.weights
+        assert differ(learner.weights, learner.target)
+
+
 # --- who learns from what
 
 
