@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -30,7 +31,11 @@ from metadyna.planning.mpc import MPC
 from metadyna.policies.squashed import ActorCritic
 from metadyna.provenance.hashes import state_sha256
 from metadyna.runs import cache, loop
+from metadyna.runs import config as configs
+from metadyna.runs.checkpoint import Checkpoints
 from metadyna.runs.config import Config
+from metadyna.runs.evaluate import Evaluation
+from metadyna.runs.log import RunLog
 from metadyna.runs.program import DeviceProgram, Program
 from metadyna.search.cem import CEM
 from metadyna.search.random import RandomShooting
@@ -192,3 +197,33 @@ def copy(folder, result=None):
 
 def sha256(result):
     return state_sha256(result.state)
+
+
+@functools.cache
+def drawn(config: Config = TINY) -> loop.Result:
+    """As `trained`, but its weights were drawn by NumPy: for tests that look at any run, since nothing is compiled."""
+    program, rng = loop.build(config), np.random.default_rng(0)
+
+    def draw(x: jax.ShapeDtypeStruct) -> jax.Array:
+        floats = jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.asarray((rng.normal(0, 0.3, x.shape) if floats else np.zeros(x.shape)).astype(x.dtype))
+
+    state = jax.tree.map(draw, program.like())
+    folder = home() / f"run-{len(list(home().iterdir()))}"
+    configs.save(config, folder)
+    metadata = {"chunk": 0, "seconds": 0.0, "config": configs.to_dict(config)}
+    Checkpoints(folder / "checkpoints").save(0, state, metadata)
+    return loop.Result(folder, config, state)
+
+
+def logged(result: loop.Result, folder: Path, rows: dict[int, dict[str, float]]) -> loop.Result:
+    """The same run, having logged these metrics by step."""
+    with RunLog(folder, -1.0) as log:
+        for step, metrics in rows.items():
+            log.write(step, metrics)
+    return replace(result, folder=folder)
+
+
+def scores(result: loop.Result) -> dict[str, float]:
+    """What a run would log of an evaluation now."""
+    return {name: value.item() for name, value in jax.vmap(Evaluation.metrics)(result.evaluate()).items()}

@@ -275,7 +275,7 @@ def _precision(
 ) -> dict[str, list[float]]:
     """Least, median and largest distances in the abstract space: of states, and of predictions on a random walk."""
     walk = random_transitions(family.env, family.train, steps, jax.random.key(0))
-    see = sight(family.env)
+    see = jax.jit(sight(family.env))
     x, next_x = see(model.encoder, walk.obs), see(model.encoder, walk.next_obs)
     predicted = jax.vmap(model.next)(x, walk.action)
     alive = np.asarray(walk.discount) > 0

@@ -101,12 +101,12 @@ def _seen_episode(
 ) -> tuple[list[UInt8[np.ndarray, "height width 3"]], dict[str, Any]]:
     """Frames and record of an episode [T, 1] seen as pictures, beside the abstract states if there are any."""
     length = int(episode_lengths(episode.last)[0])
-    actions = [env.action_names[int(a)] for a in episode.action[:length, 0]]
+    actions = [env.action_names[int(a)] for a in np.asarray(episode.action[:length, 0])]
     returns = np.append(0, np.cumsum(np.asarray(episode.reward[:length, 0], np.float64)))
     obs = jnp.concatenate([episode.obs[:1, 0], episode.next_obs[:length, 0]])
     panels = spaces.seen(np.asarray(jax.vmap(env.picture)(obs)), size)
     if isinstance(params, Abstract):
-        states = np.asarray(sight(env)(params.encoder, obs))
+        states = np.asarray(jax.jit(sight(env))(params.encoder, obs))
         gap = np.full((*panels.shape[:2], size // 20, 3), 255, np.uint8)
         panels = np.concatenate([panels, gap, spaces.abstract(states, size)], axis=2)
     labels = ["start", *(f"step {step}: {action}" for step, action in enumerate(actions, 1))]
@@ -138,7 +138,7 @@ def _episode(
 ) -> tuple[list[UInt8[np.ndarray, "height width 3"]], dict[str, Any]]:
     """Frames and record of one episode; the grids are deterministic, so its actions tell every state."""
     length = int(episode_lengths(episode.last)[0])
-    actions = [Action(int(a)) for a in episode.action[:length, 0]]
+    actions = [Action(int(a)) for a in np.asarray(episode.action[:length, 0])]
     rewards = np.asarray(episode.reward[:length, 0])
     state: Any = env.reset(task, jax.random.key(0))[0]
     frames = [captioned(picture(env, task, state, size), name, "start")]

@@ -24,6 +24,7 @@ from metadyna.errors import UserError
 from metadyna.pictures import films
 from metadyna.settings import Settings
 from metadyna.types import Box, Env, EnvSpec, HostEnv, Known, Observed, Problems, TimeStep
+from tests.given import given
 
 KEY = jax.random.key(0)
 TASKS = OneTask(10**6)
@@ -120,16 +121,54 @@ def each_for_itself(collector, act, params, state, keys):
     return state, jax.tree.map(lambda *x: np.concatenate(x), *lives)
 
 
-def lived(kind, law, steps=SPEC.horizon, batch=2, act=still, params=0.0, ending=False, key=KEY):
+def numbers_of(law):
+    """Those of a law; programs are told them, so that one does for all laws of a kind."""
+    return {name: np.int32(number) for name, number in vars(law).items()}
+
+
+def alike(law):
+    return type(law)(*(1 for _ in vars(law)))
+
+
+COPIES = {"device": 5, "host": 10}
+"""A device compiles more for many copies, the host takes longer for many steps."""
+EPISODES = 160
+"""Of all copies together; each has several."""
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _lived(law, act, numbers, params, begun, key):
+    copies = COPIES["device"]
+    steps = EPISODES // copies * SPEC.horizon
+    return collector("device", given(law, **numbers)).collect(act, params, begun, key, steps)[1]
+
+
+def lived(kind, law, act=still, params=0.0, key=KEY):
     """Transitions from a start that depends on nothing but the kind."""
-    of = collector(kind, law, ending)
-    begun = begin(of, batch)
-    return begun, collect(of, act, np.float32(params), begun, key, steps)[1]
+    of, copies, params = collector(kind, law), COPIES[kind], np.float32(params)
+    begun = begin(of, copies)
+    if kind == "device":
+        return _lived(alike(law), act, numbers_of(law), params, begun, key)
+    return of.collect(act, params, begun, key, EPISODES // copies * SPEC.horizon)[1]
 
 
-def played(kind, law, tasks, act=still, params=0.0, key=KEY, watch=True):
+def by_episode(steps):
+    """[episodes, steps, copies]."""
+    return np.asarray(steps).reshape(-1, SPEC.horizon, steps.shape[1])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _played(law, watch, numbers, tasks, key):
+    of = collector("device", given(law, **numbers), watch=watch)
+    return of.episodes(still, jnp.float32(0), jnp.zeros(len(tasks.number)), tasks, key).episodes
+
+
+def played(kind, law, *tasks, key=KEY, watch=True):
+    tasks = Episode(np.array(tasks, np.int32))
+    if kind == "device":
+        return _played(alike(law), watch, numbers_of(law), tasks, key)
     memory = np.zeros(len(tasks.number), np.float32)
-    return method(collector(kind, law, watch=watch), "episodes")(act, np.float32(params), memory, tasks, key).episodes
+    return collector(kind, law, watch=watch).episodes(still, np.float32(0), memory, tasks, key).episodes
 
 
 def same(one, other):
@@ -157,14 +196,14 @@ def same(one, other):
 )
 def test_tasks_change_exactly_when_the_law_says_so(kind, law, pattern):
     """What a step pays tells which task it was a step of; an episode begins with the task that it is given."""
-    episodes = played(kind, law, Episode(np.array([7, 8], np.int32)))
+    episodes = played(kind, law, 7, 8, 9)
     before, after = (np.asarray(seen.hidden.switches) for seen in episodes.hidden)
-    for b, given in enumerate((7, 8)):
+    for b, first in enumerate((7, 8, 9)):
         np.testing.assert_array_equal(before[:, b], pattern)
         np.testing.assert_array_equal(after[:-1, b], pattern[1:])
         paid = np.asarray(episodes.reward)[:, b]
         numbers = [paid[pattern.index(number)] for number in range(max(pattern) + 1)]
-        assert numbers[0] == given
+        assert numbers[0] == first
         assert len(set(numbers)) == len(numbers)
         np.testing.assert_array_equal(paid, [numbers[number] for number in pattern])
 
@@ -172,8 +211,7 @@ def test_tasks_change_exactly_when_the_law_says_so(kind, law, pattern):
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_watches_is_told_the_task_in_force_and_what_the_environment_hides(kind):
     """Before a step, the task that it will be a step of; after it, that of the next."""
-    tasks = Episode(np.array([7, 8, 9], np.int32))
-    episodes = jax.tree.map(np.asarray, played(kind, Every(3), tasks))
+    episodes = jax.tree.map(np.asarray, played(kind, Every(3), 7, 8, 9))
     before, after = (seen.hidden for seen in episodes.hidden)
     np.testing.assert_array_equal(before.task.number, episodes.reward.astype(int))
     np.testing.assert_array_equal(after.task.number[:-1], before.task.number[1:])
@@ -187,11 +225,10 @@ def test_who_watches_is_told_the_task_in_force_and_what_the_environment_hides(ki
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_of_the_tasks_shows(kind):
     """Agents get no hidden part (`still` looks), what is observed is the same, and nothing stays where none watches."""
-    tasks = Episode(np.array([7, 8], np.int32))
-    np.testing.assert_array_equal(
-        np.asarray(played(kind, Every(3), tasks).obs)[..., 0], np.tile(np.arange(9)[:, None], 2)
-    )
-    assert played(kind, Every(3), tasks, watch=False).hidden == ()
+    observed = np.asarray(played(kind, Every(3), 7, 8, 9).obs)
+    np.testing.assert_array_equal(observed[..., 0], np.tile(np.arange(9)[:, None], 3))
+    unwatched = functools.partial(played, kind, Every(3), 7, 8, 9, watch=False)
+    assert (jax.eval_shape(unwatched) if kind == "device" else unwatched()).hidden == ()
 
 
 def test_stays_between_two_bounds_are_equally_likely():
@@ -208,9 +245,8 @@ def test_stays_between_two_bounds_are_equally_likely():
 def test_changes_come_after_stays_of_the_law(kind):
     """The first ones, too, and each copy has its own; the last one of an episode is cut."""
     stays, patterns = [], set()
-    _, made = lived(kind, Jitter(2, 4), steps=36, batch=40)
-    switches = np.asarray(made.hidden[0].hidden.switches)
-    for episode in switches.reshape(4, 9, 40).transpose(0, 2, 1).reshape(-1, 9):
+    switches = by_episode(lived(kind, Jitter(2, 4)).hidden[0].hidden.switches)
+    for episode in switches.transpose(0, 2, 1).reshape(-1, 9):
         counts = np.unique(episode, return_counts=True)[1]
         stays += [counts[:2]]
         assert counts[-1] <= 4
@@ -223,7 +259,7 @@ def test_changes_come_after_stays_of_the_law(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_and_episodes_have_sequences_of_their_own(kind):
-    episodes = played(kind, Every(3), Episode(np.array([7, 7, 7], np.int32)))
+    episodes = played(kind, Every(3), 7, 7, 7)
     paid = np.asarray(episodes.reward)
     assert set(paid[0]) == {7}
     assert len({tuple(row) for row in paid.T}) == 3
@@ -231,10 +267,11 @@ def test_copies_and_episodes_have_sequences_of_their_own(kind):
     assert words.dtype == np.uint32
     np.testing.assert_array_equal(words, np.tile(words[:1], (9, 1, 1)))
     assert len(np.unique(words[0])) == 6
-    again = played(kind, Every(3), Episode(np.array([7, 7, 7], np.int32)), key=jax.random.key(1))
+    again = played(kind, Every(3), 7, 7, 7, key=jax.random.key(1))
     assert not np.isin(np.asarray(again.reward)[3:], paid).any()
-    _, made = lived(kind, Every(3), steps=36)
-    assert len(np.unique(made.reward)) == 2 * 4 * 3
+    made = lived(kind, Jitter(2, 4))
+    paid, switches = (by_episode(x)[:4, :, :2] for x in (made.reward, made.hidden[0].hidden.switches))
+    assert len(np.unique(paid)) == (switches.max(axis=1) + 1).sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -249,11 +286,12 @@ def test_a_trial_begins_every_episode_with_its_task_and_words_anew(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_sequence_does_not_depend_on_what_the_agent_does(kind):
     """Nor on the keys of the steps, which what an agent does may use up."""
-    _, one = lived(kind, Jitter(1, 3), params=0.5)
+    one = lived(kind, Jitter(2, 4), params=0.5)
     for act, params, key in ((still, -1.0, KEY), (noisy, 0.0, KEY), (noisy, 0.0, jax.random.key(1))):
-        _, other = lived(kind, Jitter(1, 3), act=act, params=params, key=key)
+        other = lived(kind, Jitter(2, 4), act=act, params=params, key=key)
         assert not np.array_equal(other.action, one.action)
-        same(one.hidden[0], other.hidden[0])
+        # What the next episode begins with is drawn with those keys.
+        same(*(jax.tree.map(lambda x: x[: SPEC.horizon], made.hidden[0]) for made in (one, other)))
 
 
 # --- never

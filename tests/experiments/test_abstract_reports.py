@@ -1,5 +1,6 @@
 """Reports on CRAR and GMAS, and clips of what they see, from runs as small as they can be."""
 
+from copy import copy
 from dataclasses import replace
 
 import jax
@@ -7,34 +8,79 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metadyna.data.datasets import random_transitions
 from metadyna.envs import make
 from metadyna.experiments import abstract
 from metadyna.models.abstract import Abstract
 from metadyna.nets.convolutions import ConvNet
 from metadyna.nets.layers import MLP, Linear
 from metadyna.nets.pictures import Encoder
+from metadyna.nets.sight import picture_shape
 from metadyna.pictures import clips, spaces
 from metadyna.planning.acting import TreeActing
-from metadyna.types import Transition
+from metadyna.types import Transition, num_actions
 from tests.experiments.reading import read
-from tests.tiny import compiled_once, tiny, trained  # noqa: F401
+from tests.tiny import compiled_once, drawn, logged, scores, tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def result():
     """A run in the simple maze."""
-    return trained(tiny("crar", "simple-maze", steps=20))
+    return drawn(tiny("crar", "simple-maze"))
 
 
-def test_scores_are_those_of_the_last_evaluation_and_more(monkeypatch):
-    monkeypatch.setattr(abstract, "DEPTHS", (1,))
-    run = trained(tiny("crar", "catcher"))
-    measured = abstract.measure(run)
+def linear(weight, bias):
+    """A network of one layer."""
+    return MLP((Linear(jnp.asarray(np.float32(weight)), jnp.asarray(np.float32(bias))),), jnp.tanh)
+
+
+def abstract_model(see, change, plain, value):
+    """One whose encoder does not look for shapes."""
+    encoder = Encoder(ConvNet((), (), jnp.tanh, False), see)
+    return Abstract(encoder, change, plain, plain, value, value.layers[0].bias.size)
+
+
+def with_programs(patch):
+    """One program for a walk, not one for each of its steps."""
+    patch.setattr(abstract, "random_transitions", jax.jit(random_transitions, static_argnums=(0, 1, 2)))
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """A run that catches, whose weights have changed since its evaluation before the last, and what is measured of it.
+
+    Networks have one layer, and plans are looked at to the depth 2 instead of 5: more takes longer to compile.
+    """
+    result, rng = drawn(tiny("crar", "catcher")), np.random.default_rng(0)
+    side, actions = picture_shape(result.program.family.env)[0], num_actions(result.program.family.env.spec)
+
+    def at(steps):
+        change, plain, value = (linear(rng.normal(size=(2 + actions, n)), rng.normal(size=n)) for n in (2, 1, actions))
+        value = linear(value.layers[0].weight[:2], value.layers[0].bias)
+        see = linear(rng.normal(size=(side**2, 2)), np.zeros(2))
+        weights = jax.tree.map(lambda x: x[None], abstract_model(see, change, plain, value))
+        learner = result.state.system.learner._replace(weights=weights, updates=jnp.int32([steps]))
+        return replace(result, state=result.state._replace(system=result.state.system._replace(learner=learner)))
+
+    before, run = at(5), at(10)
+    rows = {each.steps: {**scores(each), "time/seconds": 30.0 * each.steps} for each in (before, run)}
+    run = logged(run, tmp_path_factory.mktemp("played"), {**rows, 11: {"time/seconds": 600.0}})
+    with pytest.MonkeyPatch.context() as patch:
+        assert abstract.DEEPEST == 5
+        patch.setattr(abstract, "DEEPEST", 2)
+        patch.setattr(abstract, "DEPTHS", (1,))
+        with_programs(patch)
+        return run, abstract.measure(run)
+
+
+def test_scores_are_those_of_the_last_evaluation_and_more(played):
+    run, measured = played
     (depth,) = run.config.system.acting.depths
     assert depth == 0
     last = float(np.mean(run.evaluate().returns))
     assert measured["scores"]["depth 0, epsilon 0.1"] == measured["curve"]["depth 0"][-1] == pytest.approx(last)
+    assert measured["curve"]["depth 0"][0] != pytest.approx(last)
     assert set(measured["scores"]) == {"depth 0, epsilon 0.1", "depth 1, epsilon 0.1", "depth 0, epsilon 0"}
     for cell, acting in (
         ("depth 1, epsilon 0.1", TreeActing((1,), epsilon=0.1)),
@@ -44,7 +90,7 @@ def test_scores_are_those_of_the_last_evaluation_and_more(monkeypatch):
         assert measured["scores"][cell] == pytest.approx(float(np.mean(other.evaluate().returns)))
     assert len(set(measured["scores"].values())) > 1
     assert measured["updates"] == measured["curve"]["updates"][-1] == run.steps
-    assert measured["minutes"] >= 0
+    assert measured["minutes"] == 10
 
 
 def record(final, half):
@@ -96,21 +142,23 @@ def test_leads_are_over_the_first_arm_whatever_its_name(tmp_path):
     assert read(leads)[0]["values"] == "-2.000 -4.000"
 
 
-def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(tmp_path):
-    *pictures, table = abstract.slopes({"CRAR": [{"by_depth": abstract._by_depth(result())}]}, tmp_path, "cosine")
+def test_slopes_agree_with_themselves_and_errors_grow_from_nothing(played, tmp_path, monkeypatch):
+    monkeypatch.setattr(abstract, "DEEPEST", 2)
+    *pictures, table = abstract.slopes({"CRAR": [played[1]]}, tmp_path, "cosine")
     assert len(pictures) == 3
     assert all(path.stat().st_size for path in pictures)
     by_depth = {(row["quantity"], int(row["depth"])): float(row["mean"]) for row in read(table)}
-    assert len(by_depth) == 3 * 6
+    assert len(by_depth) == 3 * 3
     assert by_depth["cosine", 0] == pytest.approx(1, abs=1e-4)
     assert by_depth["model-error", 0] == by_depth["plan-gap", 0] == 0
-    assert by_depth["model-error", 5] > 0
+    assert by_depth["model-error", 2] > 0
     assert by_depth["plan-gap", 1] > 0
 
 
 def test_an_imagined_walk_is_compared_within_an_episode(monkeypatch):
-    """A model that is right about every step, on a walk whose episodes, of 5 to 12 steps, begin far from each other."""
-    lengths = np.random.default_rng(0).integers(5, 13, size=250)
+    """A model that is right about every step, on a walk whose episodes, of 3 to 10 steps, begin far from each other."""
+    monkeypatch.setattr(abstract, "DEEPEST", 3)
+    lengths = np.random.default_rng(0).integers(3, 11, size=350)
     last = np.zeros(2_000, bool)
     last[np.cumsum(lengths)[np.cumsum(lengths) <= 2_000] - 1] = True
     number, steps = np.concatenate([[0], np.cumsum(last)[:-1]]), np.arange(2_000)
@@ -120,21 +168,19 @@ def test_an_imagined_walk_is_compared_within_an_episode(monkeypatch):
     monkeypatch.setattr(abstract, "random_transitions", lambda *_: walk)
     monkeypatch.setattr(abstract, "sight", lambda _: lambda encoder, obs: obs)
 
-    def linear(weight, bias):
-        return MLP((Linear(jnp.asarray(np.float32(weight)), jnp.asarray(np.float32(bias))),), jnp.tanh)
-
     plain, ahead = linear(np.zeros((4, 1)), np.zeros(1)), linear(np.zeros((4, 2)), np.array([1, 0]))
     value = linear(np.eye(2), np.zeros(2))
-    model = Abstract(Encoder(ConvNet((), (), jnp.tanh, False), value), ahead, plain, plain, value, 2)
+    model = abstract_model(value, ahead, plain, value)
     family = make("simple-maze")
     told = abstract.depth_report(model, family, jax.random.key(0))
     np.testing.assert_array_equal(told["model-error"], 0)
     wrong = replace(model, change=linear(np.zeros((4, 2)), np.array([2, 0])))
     errors = np.asarray(abstract.depth_report(wrong, family, jax.random.key(0))["model-error"])
-    np.testing.assert_allclose(errors / errors[1], np.arange(6), rtol=1e-4)  # one unit further off with every step
+    np.testing.assert_allclose(errors / errors[1], np.arange(4), rtol=1e-4)  # one unit further off with every step
 
 
-def test_portraits_show_every_state(tmp_path):
+def test_portraits_show_every_state(tmp_path, monkeypatch):
+    with_programs(monkeypatch)
     records = {"simple maze": [abstract.portray(result())]}
     picture, table, summary = abstract.portraits(records, tmp_path, "space")
     assert picture.stat().st_size
@@ -157,14 +203,18 @@ def test_a_clip_shows_what_is_seen_beside_the_abstract_state(tmp_path, monkeypat
     labels, frames = [], []
     monkeypatch.setattr(clips, "captioned", lambda image, *label: labels.append(label) or image)
     monkeypatch.setattr(clips.imageio, "imwrite", lambda out, images, **_: frames.append(images))
-    shown = clips.render(result(), tmp_path / "clip.gif", task=1, size=40)
+    run, steps = replace(result()), 30  # of the 500 of an episode
+    program = copy(run.program)
+    program.collector = replace(program.collector, env=replace(program.collector.env, horizon=steps))
+    vars(run)["program"] = program
+    shown = clips.render(run, tmp_path / "clip.gif", task=1, size=40)
     assert [episode["name"] for episode in shown["episodes"]] == ["depth 0"]
     episode = shown["episodes"][0]
-    assert episode["length"] == len(episode["actions"]) == 500
+    assert episode["length"] == len(episode["actions"]) == steps
     assert set(episode["actions"]) <= {"up", "down", "left", "right"}
     assert labels[0] == ("simple-maze: depth 0, and its abstract state", "start   return +0.0")
     assert labels[1][1] == f"step 1: {episode['actions'][0]}   return +0.0"
-    assert frames[0].shape == (501 + clips.PAUSE_FRAMES, 40, 40 + 2 + 40, 3)
+    assert frames[0].shape == (steps + 1 + clips.PAUSE_FRAMES, 40, 40 + 2 + 40, 3)
 
 
 def test_what_is_drawn_of_an_abstract_state():

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metadyna.experiments import figures, mbmpo
 from metadyna.experiments.mbmpo import METHOD
+from metadyna.models.gaussian import Standardiser
 from tests.experiments.reading import noted, read
-from tests.tiny import CONTINUOUS, compiled_once, tiny, trained  # noqa: F401
+from tests.tiny import FIT, compiled_once, drawn, logged, scores, tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -62,22 +65,44 @@ def test_what_was_lived_is_averaged_over_windows():
     assert values.tolist() == [[2, 6, 9]]
 
 
-def test_a_run_is_measured_by_what_it_logged():
-    result = trained(tiny("mb-mpo", "point-mass"))
+def test_a_run_is_measured_by_what_it_logged(tmp_path):
+    run = at(800)
+    named = [*mbmpo.TOLD.values(), "train/episode_return"]
+    assert set(told(replace(run.config.system, fit=replace(FIT, holdout=0.5)), run.program.collector)) >= set(named)
+    numbers = {name: 10.0 * i for i, name in enumerate(named, 1)}
+    first = {"train/episode_return": -3.0, "time/seconds": 60.0}  # before anything was learnt
+    result = logged(run, tmp_path, {400: first, 800: {**numbers, **scores(run), "time/seconds": 90.0}})
     measured = mbmpo.measure(result)
     rows = result.metrics
     assert measured["evaluated"]["values"][-1] == pytest.approx(float(np.mean(result.evaluate().returns)), rel=1e-4)
     assert measured["evaluated"]["steps"][-1] == result.steps == rows[-1]["step"]
     assert measured["lived"]["values"] == pytest.approx([row["train/episode_return"] for row in rows], rel=1e-4)
     for name, key in mbmpo.TOLD.items():
-        assert len(measured["told"][name]["values"]) == sum(key in row for row in rows)
-    assert len(measured["told"]["promised"]["values"]) > 0
+        assert measured["told"][name] == noted([800], [numbers[key]])
+    assert measured["minutes"] == 1.5
+
+
+def told(system, collector):
+    """What an iteration tells, found out without one: compiling it takes long."""
+    key = jax.random.key(0)
+    state = jax.eval_shape(lambda key: system.init(collector, key), key)
+    return jax.eval_shape(lambda state, key: system.iterate(state, collector, key)[1], state, key)
+
+
+def at(step):
+    """A run whose policy and models are drawn; the models take inputs and targets as they come."""
+    run = drawn(tiny("mb-mpo", "point-mass"))
+    state = jax.tree.map(lambda x: x[0], run.state.system)
+    scales = {"input_scale": Standardiser.identity(4), "target_scale": Standardiser.identity(2)}
+    model = state.model._replace(ensemble=replace(state.model.ensemble, **scales))
+    state = jax.tree.map(lambda x: x[None], state._replace(model=model, steps=jnp.int32(step)))
+    return replace(run, state=run.state._replace(system=state))
 
 
 def test_errors_without_looking_grow_and_are_tabulated(tmp_path):
-    """Hardly trained models: the last state is wrong by more than the first."""
-    result = trained(tiny("mb-mpo", "point-mass"))
-    measured = mbmpo.measure_open_loop(result)
+    """Models that have learnt nothing: the last state is wrong by more than the first."""
+    rows = {400: {"train/episode_return": -3.0, "eval/return": -2.0, "time/seconds": 60.0}}
+    measured = mbmpo.measure_open_loop(logged(at(400), tmp_path, rows))
     assert measured["horizons"] == [1, 2, 5, 10, 20]
     assert np.isfinite(measured["errors"]).all()
     assert measured["errors"][-1] > measured["errors"][0] > 0

@@ -11,14 +11,16 @@ from PIL import Image
 
 from metadyna.collect.episodes import episode_returns
 from metadyna.experiments import figures, meta
-from tests.tiny import compiled_once, tiny, trained  # noqa: F401
+from tests.tiny import compiled_once, drawn, logged, tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path, monkeypatch):
     monkeypatch.setattr(meta, "EPISODES", 2)
-    result = trained(tiny("promp", "navigation", steps=1_600))
+    seconds = {800: 10.0, 1_600: 12.0, 2_400: 15.0, 3_200: 30.0}
+    rows = {step: {"time/seconds": value} for step, value in seconds.items()}
+    result = logged(drawn(tiny("promp", "navigation", chunk=4)), tmp_path, rows)
     system: Any = result.config.system
     shown = replace(result, config=replace(result.config, system=replace(system, shown_steps=2)))
     measured = meta.measure(shown)
@@ -31,7 +33,7 @@ def test_returns_by_inner_step_and_the_paths_that_earn_them(tmp_path, monkeypatc
     returns = np.asarray(episode_returns(trial.episodes))
     assert returns.shape == (100, 3, 2)
     np.testing.assert_allclose(quarter, returns.mean(axis=(0, 2)), rtol=1e-6)
-    assert measured["seconds_per_iteration"] > 0
+    assert measured["seconds_per_iteration"] == 3 / 4
     assert np.shape(measured["goals"]) == (meta.SHOWN_TASKS, 2)
     assert [len(each) for each in measured["paths"]] == [3] * meta.SHOWN_TASKS
     for goal, paths in zip(measured["goals"], measured["paths"], strict=True):

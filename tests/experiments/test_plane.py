@@ -15,8 +15,9 @@ from metadyna.experiments import plane
 from metadyna.experiments.plane import CELLS, COARSE, HALF, FaultyModels, FaultyPoint
 from metadyna.models.worlds import Predictor, known_world
 from metadyna.runs import stats
+from metadyna.systems.mbmpo import MBMPO
 from tests.experiments.reading import noted, read
-from tests.tiny import CONTINUOUS, Moving, compiled_once  # noqa: F401
+from tests.tiny import CONTINUOUS, Moving, compiled_once, drawn, tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 KEY = jax.random.key(0)
@@ -24,21 +25,22 @@ WORLD = known_world(PointMass())
 
 
 def test_faulty_models_are_wrong_by_their_bias_and_by_the_distance():
-    biases = jnp.array([[0.04, 0.0], [-0.02, 0.05]])
-    models = FaultyPoint(biases)
+    biases = np.array([[0.04, 0.0], [-0.02, 0.05]], np.float32)
+    models = FaultyPoint(jnp.asarray(biases))
     assert isinstance(models, Predictor)
-    rows = jnp.array([[2.0, -2.0, 0.5, 1.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]])
-    told = models.sample(jnp.stack([rows, rows]), None)
-    share = jnp.array([1.0, 0.25, 0.0])
+    rows = np.array([[2.0, -2.0, 0.5, 1.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]], np.float32)
+    sample = jax.jit(lambda models, rows, noise: models.sample(jnp.stack(models.num_members * [rows]), noise))
+    told = np.asarray(sample(models, rows, None))
+    share = np.array([1.0, 0.25, 0.0])
     expected = 0.1 * rows[None, :, 2:] + biases[:, None] * share[None, :, None]
     np.testing.assert_allclose(told, expected, atol=1e-7)
-    np.testing.assert_array_equal(models.only(jnp.int32(1)).sample(rows[None], None)[0], told[1])
-    noisy = models.sample(jnp.stack([rows, rows]), jnp.ones((2, 3, 2)))
-    np.testing.assert_allclose(noisy - told, jnp.broadcast_to(0.01 * share[None, :, None], told.shape), atol=1e-7)
+    np.testing.assert_array_equal(sample(models.only(jnp.int32(1)), rows, None)[0], told[1])
+    noisy = sample(models, rows, np.ones((2, 3, 2), np.float32))
+    np.testing.assert_allclose(noisy - told, np.broadcast_to(0.01 * share[None, :, None], told.shape), atol=1e-7)
 
 
-def test_faulty_models_are_drawn_anew_and_disagree_as_they_are_made_to():
-    system = replace(CONTINUOUS["mb-mpo"], warmup=1, outer=Moving(GradientSteps(rate=1e-3)))
+def test_faulty_models_are_drawn_anew_and_disagree_as_they_are_made_to(monkeypatch):
+    system = replace(CONTINUOUS["mb-mpo"], warmup=1, outer=Moving(GradientSteps(steps=0)))
     found = FaultyModels(system, 2)(0)
     assert np.shape(found["maps"]["disagreement"]) == (COARSE, COARSE)
     assert found["correlations"]["disagreement and distance"] > 0.999
@@ -47,10 +49,13 @@ def test_faulty_models_are_drawn_anew_and_disagree_as_they_are_made_to():
     state: Any = jax.eval_shape(lambda key: system.init(DeviceCollector(PointMass(), OneTask()), key), KEY)
     # Three equal numbers need not have a mean that is equal to them.
     agreeing = replace(system, tasks=3, model=replace(system.model, members=3, elites=3))
+    # Whatever the policy learns in them, which takes long to compile.
+    monkeypatch.setattr(MBMPO, "_meta_learn", lambda self, world, state, key: (state, {}))
     assert FaultyModels(agreeing, 1, bias=0.0)(0)["means"]["disagreement"] == 0
-    drawn = [faulty._fit(WORLD, state, state.model, key)[0].ensemble.biases for key in jax.random.split(KEY, 50)]
-    assert len(np.unique(drawn)) == 50 * 2 * system.model.members
-    assert 0.045 < np.abs(drawn).max() <= 0.05
+    fit = jax.jit(jax.vmap(lambda key: faulty._fit(WORLD, state, state.model, key)[0].ensemble.biases))
+    biases = np.asarray(fit(jax.random.split(KEY, 50)))
+    assert len(np.unique(biases)) == 50 * 2 * system.model.members
+    assert 0.045 < np.abs(biases).max() <= 0.05
 
 
 def test_maps_are_laid_out_as_the_plane():
@@ -75,11 +80,14 @@ def test_a_policy_that_does_not_adapt_gives_way_nowhere(tmp_path):
         for rate in (0.0, 0.5)
     )
     collector = DeviceCollector(PointMass(), OneTask())
-    state = jax.jit(lambda key: still.init(collector, key))(KEY)
-    found = plane.survey(still, collector, state, KEY)
+    state: Any = jax.tree.map(lambda x: x[0], drawn(tiny("mb-mpo", "point-mass")).state.system)
+
+    def survey(system):
+        meta = system.outer.inner.start(state.meta.weights)
+        return plane.survey(system, collector, state._replace(meta=meta), KEY)
+
+    found, moving = survey(still), survey(bold)
     assert found["means"]["yielding"] == 0
-    meta = bold.outer.inner.start(state.meta.weights)
-    moving = plane.survey(bold, collector, state._replace(meta=meta), KEY)
     assert moving["means"]["yielding"] > 0
     assert moving["maps"]["disagreement"] == found["maps"]["disagreement"]
     arms = {"some arm": 2 * [{**found, "evaluated": noted([1, 2], [-1.0, -2.0])}]}

@@ -11,21 +11,25 @@ from metadyna.collect.windows import History
 from metadyna.experiments import figures, swing
 from metadyna.experiments.swing import Compounding, Exploitation, FewData, Planners, Trials
 from metadyna.models.truth import TrueDynamics
+from metadyna.search.random import RandomShooting
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """A planner of eight sequences and a model of eight units; enough to run, not to swing up."""
-    planner = replace(
-        swing.AGENT.planner, search=replace(swing.AGENT.planner.search, population=8, elites=2, iterations=2)
-    )
+    """A planner of eight sequences and a model of eight units; enough to run, not to swing up.
+
+    All plans have one horizon and all fits one length, and the tests share numbers of episodes: every other one is
+    compiled anew.
+    """
+    search = replace(swing.AGENT.planner.search, population=8, elites=2, iterations=2)
+    planner = replace(swing.AGENT.planner, search=search, horizon=5)
     model = replace(swing.AGENT.model, widths=(8,), weight_decay=(0.0, 0.0))
     monkeypatch.setattr(swing, "AGENT", replace(swing.AGENT, planner=planner, model=model))
-    monkeypatch.setattr(swing, "FIT", replace(swing.FIT, max_updates=300))
+    monkeypatch.setattr(swing, "FIT", replace(swing.FIT, max_updates=600))
 
 
 def test_the_true_dynamics_predict_what_happens():
-    episodes = swing.random_episodes(4, jax.random.key(0))
+    episodes = swing.random_episodes(3, jax.random.key(0))
     rows = swing.flat(episodes)
 
     @jax.jit
@@ -34,7 +38,7 @@ def test_the_true_dynamics_predict_what_happens():
         return swing.TRUTH.step(*jax.tree.map(lambda x: x[None], (starts, rows.action)), None)[1].obs[0]
 
     np.testing.assert_allclose(foretold(rows), rows.next_obs, atol=2e-5)
-    assert rows.reward.shape == (800,)
+    assert rows.reward.shape == (600,)
     np.testing.assert_array_equal(np.asarray(rows.obs)[200:400], np.asarray(episodes.obs)[:, 1])  # one after another
 
 
@@ -44,7 +48,7 @@ def test_reach_bounds_the_torques():
 
 
 def test_planning_on_the_true_dynamics_promises_what_it_keeps():
-    starts = swing.random_episodes(4, jax.random.key(2)).obs[0]
+    starts = swing.random_episodes(3, jax.random.key(2)).obs[0]
     for planned in (False, True):
         promised, kept = swing.promises(swing.TRUTH, starts, planned, jax.random.key(3))
         np.testing.assert_allclose(promised, kept, atol=2e-2)
@@ -61,8 +65,8 @@ def test_arms_of_trials_share_their_starts():
     ("measure", "arms", "length"),
     [
         (Trials(episodes=2), 2, 2),
-        (Planners(data=1, episodes=2), 5, 2),
-        (Compounding(data=(1, 2), horizon=6, trajectories=3), 2, 6),
+        (Planners(data=2, episodes=1), 5, 1),
+        (Compounding(data=(2, 3), horizon=6, trajectories=3), 2, 6),
         (Exploitation(reach=1.0, data=2, starts=3), 4, 3),
     ],
     ids=lambda x: type(x).__name__,
@@ -73,8 +77,33 @@ def test_every_measurement_gives_finite_numbers_by_arm(measure, arms, length):
     assert all(len(values) == length and np.isfinite(values).all() for values in found.values())
 
 
+def test_planners_of_a_figure_play_alike(monkeypatch):
+    """As many episodes from the same starts in the same model; each has what its name says."""
+    planned = {}
+
+    def play(system, model, count, key):
+        planned[len(planned)] = system.planner, model, count, jax.random.key_data(key).tolist()
+        return count * [0.0]
+
+    monkeypatch.setattr(swing, "play", play)
+    monkeypatch.setattr(swing, "learn", lambda *_: swing.TRUTH)
+    monkeypatch.setattr(swing, "AGENT", replace(swing.AGENT, planner=replace(swing.AGENT.planner, horizon=7)))
+    found = Planners(data=2, episodes=3)(0)
+    assert {len(values) for values in found.values()} == {3}
+    assert len({str(x[2:]) for x in planned.values()}) == 1
+    planner = swing.AGENT.planner
+    shooting = replace(planner, search=RandomShooting(2 * 8))
+    planners = dict(zip(found, (each[0] for each in planned.values()), strict=False))
+    assert planners == {
+        "CEM, true dynamics": planner,
+        "CEM, learnt model": planner,
+        "random shooting": shooting,
+        "CEM, horizon 5": replace(planner, horizon=5),
+    }
+
+
 def test_a_measurement_repeats_itself():
-    measure = Compounding(data=(1,), horizon=6, trajectories=3)
+    measure = Compounding(data=(2,), horizon=6, trajectories=3)
     assert measure(3) == measure(3) != measure(4)
 
 
@@ -84,7 +113,7 @@ def test_a_single_network_learns_from_all_rows_and_shares_data_and_starts(monkey
     learn, promises = swing.learn, swing.promises
     monkeypatch.setattr(swing, "learn", lambda *x: learnt.append(x) or learn(*x))
     monkeypatch.setattr(swing, "promises", lambda *x: planned.append(x) or promises(*x))
-    ensemble, single = (replace(arm, data=1, starts=3, tests=1) for arm in figures.FEW_DATA.arms.values())
+    ensemble, single = (replace(arm, data=2, starts=3, tests=2) for arm in figures.FEW_DATA.arms.values())
     found = [each(0) for each in (ensemble, single)]
     (model, rows, key, fit), (model_1, rows_1, key_1, fit_1) = learnt
     assert (model.members, model.elites, fit.bootstrap) == (5, 5, True)

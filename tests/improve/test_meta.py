@@ -20,6 +20,7 @@ from metadyna.improve.trpo import TRPO
 from metadyna.policies.acting import practise
 from metadyna.policies.direct import create
 from tests.arrays import flat
+from tests.given import given
 
 KEY = jax.random.key(0)
 TASKS, EPISODES, WIDTH = 3, 4, 4
@@ -42,9 +43,17 @@ def live(learner, policies, tasks, number):
     return learner.weigh(played.episodes, policies.inputs)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def adapt(learner, meta, policies, data, number):
-    return learner.adapt(meta, policies, data, number)
+@functools.partial(jax.jit, static_argnums=0)
+def _adapt(learner, meta, policies, data):
+    return learner.adapt(meta, policies, data, 0)
+
+
+def adapt(learner, meta, policies, data):
+    """Every task's policy after an inner step: one program for all learners that raise the same."""
+    # How a step depends on what it began with, and where its rates come from, is nothing to where it leads; nor is its
+    # number, for all steps have the same rates.
+    alike = MetaGradient(GradientSteps(), learner.surrogate, learner.discount)
+    return _adapt(alike, meta, policies, data)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -63,23 +72,52 @@ def lived(learner, rate=None):
     for number in range(learner.inner.steps + 1):
         rounds.append(live(alike, policies, tasks, number))
         if number < learner.inner.steps:
-            policies = adapt(learner, meta, policies, rounds[-1], number)
+            policies = adapt(learner, meta, policies, rounds[-1])
     return meta, policies, tuple(rounds)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def stepped(learner, meta, rounds):
+def _trusted(learner, damping, meta, rounds):
+    learner = given(learner, trust=given(learner.trust, damping=damping))
     return learner.update(meta, learner.start(meta), rounds)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def objective_of(learner, meta, rounds):
+def _proximal(learner, kl_weight, meta, rounds):
+    learner = given(learner, kl_weight=kl_weight)
+    return learner.update(meta, learner.start(meta), rounds)
+
+
+def stepped(learner, meta, rounds):
+    """An outer step; those that differ in one number only are one program."""
+    if isinstance(learner, MetaPPO):
+        return _proximal(replace(learner, kl_weight=1.0), np.float32(learner.kl_weight), meta, rounds)
+    alike = replace(learner, trust=replace(learner.trust, damping=1.0))
+    return _trusted(alike, np.float32(learner.trust.damping), meta, rounds)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _objective(learner, meta, rounds):
     return learner.objective(meta, rounds)
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def valued(learner, meta, rounds):
+    """The objective, and its slope."""
+    return jax.value_and_grad(learner.objective)(meta, rounds)
+
+
+def value_of(learner, meta, rounds):
+    return float(valued(learner, meta, rounds)[0])
+
+
+def objective_of(learner, meta, rounds):
+    """The same, of a learner whose slope nobody asks for: it would take long to compile."""
+    return float(_objective(learner, meta, rounds))
+
+
 def slope_of(learner, meta, rounds):
-    return jax.grad(learner.objective)(meta, rounds)
+    return flat(valued(learner, meta, rounds)[1])
 
 
 @jax.jit
@@ -124,9 +162,12 @@ def test_gradients_through_the_inner_step_are_those_of_finite_differences(learne
     with jax.enable_x64(True):
         meta, rounds = jax.tree.map(lambda x: np.float64(x) if x.dtype == jnp.float32 else x, (meta, rounds))
         rounds = (noted(meta.weights, rounds[0]), *rounds[1:])
-        slope = flat(slope_of(learner, meta, rounds))
+        slope = slope_of(learner, meta, rounds)
         monkeypatch.setattr(module, "dice", weighted)
-        value, small_step = jax.jit(lambda meta, rounds: learner.objective(meta, rounds)), 1e-5
+        value = functools.partial(value_of, learner)
+        if learner.surrogate == "dice":
+            value = jax.jit(lambda meta, rounds: learner.objective(meta, rounds))  # anew, now that it is patched
+        small_step = 1e-5
         for seed in range(2):
             rng = np.random.default_rng(seed)
             way = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape), meta)
@@ -139,7 +180,7 @@ def test_gradients_through_the_inner_step_are_those_of_finite_differences(learne
 def test_the_first_order_leaves_the_curvature_out():
     first = MetaTRPO(GradientSteps(rate=0.3, first_order=True))
     meta, policies, rounds = lived(LEARNER)
-    slopes = [flat(slope_of(learner, meta, rounds)) for learner in (LEARNER, first)]
+    slopes = [slope_of(learner, meta, rounds) for learner in (LEARNER, first)]
     assert not np.allclose(*slopes, rtol=1e-2)
     # To first order the slope is the mean of those of the adapted policies.
 
@@ -166,13 +207,13 @@ def test_without_a_rate_it_is_trpo_on_all_tasks():
 
 
 def test_an_accepted_step_keeps_its_bound_on_what_adapts():
-    learner = replace(LEARNER, trust=MetaTRPO.trust)  # which hardly damps
+    learner = replace(LEARNER, trust=replace(LEARNER.trust, damping=1e-5))
     meta, _, rounds = lived(LEARNER)
     moved, _, told = stepped(learner, meta, rounds)
     assert int(told["rejected"]) == 0
     assert 0 < float(told["kl"]) <= learner.trust.max_kl
     assert float(told["surrogate_gain"]) > 0
-    gain = float(objective_of(LEARNER, moved, rounds)) - float(objective_of(LEARNER, meta, rounds))
+    gain = value_of(LEARNER, moved, rounds) - value_of(LEARNER, meta, rounds)
     assert gain == pytest.approx(float(told["surrogate_gain"]), rel=1e-4)
 
 
@@ -182,9 +223,9 @@ def test_every_step_counts_if_it_shall():
     meta, _, rounds = lived(last)
     # At the weights that lived, every surrogate is the mean advantage, which is 0.
     moved = meta._replace(weights=jax.tree.map(lambda x: np.asarray(x) + np.float32(0.05), meta.weights))
-    one, two = float(objective_of(LEARNER, moved, rounds[:2])), float(objective_of(last, moved, rounds))
+    one, two = value_of(LEARNER, moved, rounds[:2]), objective_of(last, moved, rounds)
     assert abs(one - two) > 1e-4
-    assert float(objective_of(every, moved, rounds)) == pytest.approx((one + two) / 2, abs=1e-6)
+    assert objective_of(every, moved, rounds) == pytest.approx((one + two) / 2, abs=1e-6)
 
 
 def test_credit_for_sampling_rises_with_the_rewards_it_led_to():
@@ -193,9 +234,8 @@ def test_credit_for_sampling_rises_with_the_rewards_it_led_to():
     reward = np.zeros_like(last.steps.reward)
     reward[0] = 1  # the first task's steps pay, the others' do not
     only_first = last._replace(steps=last.steps._replace(reward=reward))
-    with_credit, without = (
-        float(objective_of(replace(LEARNER, credit=credit), meta, (rounds[0], only_first))) for credit in (True, False)
-    )
+    with_credit = objective_of(replace(LEARNER, credit=True), meta, (rounds[0], only_first))
+    without = value_of(LEARNER, meta, (rounds[0], only_first))
 
     @jax.jit
     def said(weights, steps):
@@ -213,11 +253,11 @@ def test_proximal_steps_stop_where_ratios_are_clipped():
     learner = MetaPPO(INNER, clip=0.1, updates=3)
     meta, _, rounds = lived(learner)
     plain = objective_of(MetaTRPO(INNER, "ratio"), meta, rounds)
-    assert objective_of(learner, meta, rounds) == pytest.approx(float(plain), abs=1e-6)
+    assert value_of(learner, meta, rounds) == pytest.approx(plain, abs=1e-6)
     first, last = rounds
     unlikely = np.asarray(last.steps.extras) - np.float32(1)  # ratios of e, far beyond 1.1
     beyond = last._replace(steps=last.steps._replace(extras=unlikely), advantage=np.abs(last.advantage))
-    np.testing.assert_array_equal(flat(slope_of(learner, meta, (first, beyond))), 0)
+    np.testing.assert_array_equal(slope_of(learner, meta, (first, beyond)), 0)
     after, _, told = stepped(learner, meta, rounds)
     moved = np.abs(flat(after.weights) - flat(meta.weights))
     assert moved.max() == pytest.approx(3e-3, rel=0.05)  # Adam: the step size in every update, at first
@@ -244,7 +284,7 @@ def test_the_outer_step_goes_along_the_natural_gradient_through_the_inner_step()
         ]
         return jnp.mean(jax.vmap(masked_mean)(said[0].kl(said[1]), data.valid))
 
-    fisher, slope = jax.jit(jax.hessian(kl))(start), flat(slope_of(LEARNER, meta, rounds))
+    fisher, slope = jax.jit(jax.hessian(kl))(start), slope_of(LEARNER, meta, rounds)
     assert np.linalg.eigvalsh(fisher)[-1] > 0.1  # so that it matters beside the damping
     natural = np.linalg.solve(fisher + 0.1 * np.eye(start.size), slope)
     moved, _, told = stepped(LEARNER, meta, rounds)

@@ -1,7 +1,7 @@
 """Imagination: particles with known spreads, true dynamics in place of learnt ones, and candidates that must lose."""
 
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -122,13 +122,11 @@ def known(env, task):
     return Meaning(reward=partial(env.reward, task), terminated=partial(env.terminated, task))
 
 
-@cache
-def lived(env, task, copies, act):
+@partial(jax.jit, static_argnums=(2, 3))
+def lived(edge, task, copies, act):
     """Episodes of one task in the real environment."""
-    collector = DeviceCollector(env, GivenTasks())
-    return jax.jit(lambda tasks: collector.episodes(act, 0.5, jnp.zeros(copies), tasks, KEY).episodes)(
-        np.full(copies, task, np.float32)
-    )
+    collector, tasks = DeviceCollector(Cart(edge), GivenTasks()), jnp.full(copies, task)
+    return collector.episodes(act, 0.5, jnp.zeros(copies), tasks, KEY).episodes
 
 
 def policy(params, carry, timestep, key):
@@ -137,27 +135,20 @@ def policy(params, carry, timestep, key):
     return action, carry + 1, (carry, timestep.prev_action)
 
 
-def steps_of(offsets):
+def steps_of(offsets, inputs=2):
     """Members that move every entry of the state by a constant."""
     offsets = np.float32(offsets)[:, None]
-    return constant(replace(STEADY, members=len(offsets), elites=len(offsets)), 2, offsets)
+    return constant(replace(STEADY, members=len(offsets), elites=len(offsets)), inputs, offsets)
 
 
-def squared(x):
-    return x**2
+SQUARED, AS_IT_IS = [1, 0], [0, 1]
+SCORED = Meaning(reward=lambda obs, action, next_obs: action[0] * next_obs[0] ** 2 + action[1] * next_obs[0])
+"""A reward for where one is, squared or as it is, by the action: one program does for both."""
 
 
-def as_it_is(x):
-    return x
-
-
-def score_end(score):
-    """A reward that is paid where the action is 1."""
-    return Meaning(reward=lambda obs, action, next_obs: action[0] * score(next_obs[0]))
-
-
-def end_only(candidates, horizon):
-    return replaced(np.zeros((candidates, horizon, 1), np.float32), np.s_[:, -1], 1)
+def end_only(candidates, horizon, score):
+    """Sequences that are paid for where they end."""
+    return replaced(np.zeros((candidates, horizon, 2), np.float32), np.s_[:, -1], score)
 
 
 # --- particles
@@ -166,31 +157,27 @@ def end_only(candidates, horizon):
 @pytest.mark.parametrize(("mode", "variance"), [("TSinf", 100.0), ("TS1", 10.0), ("mean", 0.0)])
 @pytest.mark.parametrize("particles", [2, 20])
 def test_particles_spread_as_their_members_differ(mode, variance, particles):  # card of planning, 7.2(8)
-    ensemble, candidates = steps_of([1.0, -1.0]), 4000
-    play = partial(
-        returns_of, start=np.zeros(1, np.float32), sequences=end_only(candidates, 10), key=KEY, particles=particles
-    )
-    squares = np.asarray(play(score_end(squared).world(ensemble), mode=mode))
+    world, candidates = SCORED.world(steps_of([1.0, -1.0], inputs=3)), 4000
+    play = partial(returns_of, world, np.zeros(1, np.float32), key=KEY, particles=particles, mode=mode)
+    squares = np.asarray(play(sequences=end_only(candidates, 10, SQUARED)))
     assert squares.shape == (candidates,)
     if mode == "TS1":
         # The square of one particle's walk has standard deviation 13.4.
         assert squares.mean() == pytest.approx(variance, abs=4 * 13.4 / candidates**0.5)
     else:
         np.testing.assert_allclose(squares, variance)
-    np.testing.assert_allclose(play(score_end(as_it_is).world(ensemble), mode=mode), 0, atol=1e-5)
+    np.testing.assert_allclose(play(sequences=end_only(candidates, 10, AS_IT_IS)), 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["TSinf", "TS1"])
 def test_noise_is_drawn_for_every_particle_and_step(mode):
     """Two alike members with unit variance: the end has variance H, and the mean over P particles has H / P."""
     wide = replace(STEADY, probabilistic=True, max_log_variance=20.0, min_log_variance=-20.0)
-    ensemble = constant(wide, 2, np.zeros((2, 2), np.float32))
-    play = partial(
-        returns_of, start=np.zeros(1, np.float32), sequences=end_only(4000, 9), key=KEY, particles=4, mode=mode
-    )
-    squares = np.asarray(play(score_end(squared).world(ensemble)))
+    world = SCORED.world(constant(wide, 3, np.zeros((2, 2), np.float32)))
+    play = partial(returns_of, world, np.zeros(1, np.float32), key=KEY, particles=4, mode=mode)
+    squares = np.asarray(play(sequences=end_only(4000, 9, SQUARED)))
     assert squares.mean() == pytest.approx(9, rel=0.05)
-    means = np.asarray(play(score_end(as_it_is).world(ensemble)))
+    means = np.asarray(play(sequences=end_only(4000, 9, AS_IT_IS)))
     assert means.var() == pytest.approx(9 / 4, rel=0.1)
     assert means.mean() == pytest.approx(0, abs=0.1)
 
@@ -225,60 +212,71 @@ def test_true_dynamics_give_the_true_returns(mode, knows_reward):
     assert min(lengths) < max(lengths)  # some ended, and what came after did not count
 
 
+NEAR_ZERO = Meaning(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2) - action[0])
+
+
+def played(mode="TSinf", seed=0):
+    """What a drawn ensemble says of six sequences of four actions: one program for each mode."""
+    world = NEAR_ZERO.world(drawn(3, 2, jax.random.key(seed)))
+
+    def play(sequences):
+        return np.asarray(returns_of(world, np.ones(2, np.float32), sequences, KEY, particles=6, mode=mode))
+
+    return play
+
+
 @pytest.mark.parametrize("mode", ["TSinf", "TS1", "mean"])
 def test_a_candidate_that_is_not_finite_is_nan_and_spoils_no_other(mode):
-    model = Meaning(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2))
-    sequences = uniform(6, 4, 1)
-    play = partial(returns_of, model.world(drawn(3, 2, KEY)), np.ones(2, np.float32), key=KEY, particles=6, mode=mode)
-    clean = np.asarray(play(sequences=sequences))
-    broken = np.asarray(play(sequences=replaced(sequences, ([1, 3], [0, 3]), np.nan)))
+    sequences, play = uniform(6, 4, 1), played(mode)
+    clean, broken = play(sequences), play(replaced(sequences, ([1, 3], [0, 3]), np.nan))
     np.testing.assert_array_equal(np.isnan(broken), [False, True, False, True, False, False])
     for i in (0, 2, 4, 5):
         assert broken[i] == clean[i]
 
 
 def test_actions_beyond_the_box_do_no_more_than_its_edge():
-    model = Meaning(reward=lambda obs, action, next_obs: -jnp.sum(next_obs**2) - action[0])
     edge, beyond = (replaced(uniform(6, 4, 1), (2, 1), value) for value in (1, 1e30))
-    play = partial(returns_of, model.world(drawn(3, 2, KEY)), np.ones(2, np.float32), key=KEY, particles=6)
-    np.testing.assert_array_equal(play(sequences=edge), play(sequences=beyond))
+    np.testing.assert_array_equal(played()(edge), played()(beyond))
+
+
+@jax.jit
+def one_bad(ensemble, reward):
+    """Returns of three sequences, each with a particle that earns this in the end, and one that earns 1."""
+    model = Meaning(reward=lambda obs, action, next_obs: action[0] * jnp.where(next_obs[0] > 0, reward, 1.0))
+    ends = replaced(np.zeros((3, 2, 1), np.float32), np.s_[:, -1], 1)
+    return sequence_returns(model.world(ensemble), jnp.zeros(1), jnp.asarray(ends), KEY, 2)
 
 
 @pytest.mark.parametrize("reward", [jnp.inf, -jnp.inf, jnp.nan])
 def test_one_bad_particle_is_enough(reward):
-    model = score_end(lambda s: jnp.where(s > 0, reward, 1.0))
-    returns = returns_of(model.world(steps_of([1.0, -1.0])), np.zeros(1, np.float32), end_only(3, 2), KEY, 2)
-    assert np.isnan(returns).all()
+    assert np.isnan(one_bad(steps_of([1.0, -1.0]), np.float32(reward))).all()
 
 
 def test_a_state_that_overflows_is_nan_though_its_reward_is_not():
     model = Meaning(reward=lambda obs, action, next_obs: jnp.exp(-(next_obs[0] ** 2)))
-    returns = returns_of(model.world(steps_of([3e38, 0.0])), np.zeros(1, np.float32), end_only(3, 2), KEY, 2)
+    world, sequences = model.world(steps_of([3e38, 0.0])), np.zeros((3, 2, 1), np.float32)
+    returns = returns_of(world, np.zeros(1, np.float32), sequences, KEY, 2)
     assert np.isnan(returns).all()
 
 
 def test_only_elites_are_used():
-    ensemble = replace(steps_of([5.0, 1.0, -1.0]), elites=jnp.asarray(np.array([2, 1])))
-    world = score_end(as_it_is).world(ensemble)
-    play = partial(returns_of, world, np.zeros(1, np.float32), end_only(2, 3), KEY, 2)
+    ensemble = replace(steps_of([5.0, 1.0, -1.0], inputs=3), elites=jnp.asarray(np.array([2, 1])))
+    play = partial(returns_of, SCORED.world(ensemble), np.zeros(1, np.float32), end_only(2, 3, AS_IT_IS), KEY, 2)
     np.testing.assert_allclose(play(mode="TSinf"), 0)
     np.testing.assert_allclose(play(mode="mean"), 0)
 
 
 def test_particles_must_be_shared_equally():
+    sequences = np.zeros((2, 3, 1), np.float32)
     with pytest.raises(UserError, match="5 particles cannot be shared equally among 2 members"):
-        returns_of(Meaning().world(steps_of([1.0, -1.0])), np.zeros(1, np.float32), end_only(2, 3), KEY, 5)
+        returns_of(Meaning().world(steps_of([1.0, -1.0])), np.zeros(1, np.float32), sequences, KEY, 5)
 
 
-def test_no_candidate_depends_on_another():
-    model = Meaning(reward=lambda obs, action, next_obs: next_obs[0])
-    sequences = uniform(5, 4, 1, low=0.0)
-    for mode in ("TSinf", "TS1", "mean"):
-        play = partial(
-            returns_of, model.world(drawn(3, 2, KEY)), np.ones(2, np.float32), key=KEY, particles=3, mode=mode
-        )
-        moved = np.asarray(play(sequences=replaced(sequences, 2, sequences[2] + 1))) != play(sequences=sequences)
-        np.testing.assert_array_equal(moved, np.arange(5) == 2)
+@pytest.mark.parametrize("mode", ["TSinf", "TS1", "mean"])
+def test_no_candidate_depends_on_another(mode):
+    sequences, play = uniform(6, 4, 1, low=0.0), played(mode)
+    moved = play(replaced(sequences, 2, sequences[2] + 1)) != play(sequences)
+    np.testing.assert_array_equal(moved, np.arange(6) == 2)
 
 
 # --- what a model sees and learns
@@ -364,7 +362,7 @@ def test_errors_compound_from_the_first_observation():
 
 def test_true_dynamics_make_no_errors():
     env, task = Cart(), np.float32(0.7)
-    world, episode = known(env, task).world(Truth(env, task)), lived(env, task, 1, policy)
+    world, episode = known(env, task).world(Truth(env, task)), lived(np.float32(jnp.inf), task, 1, policy)
     obs, action, after = (np.asarray(x)[:, 0] for x in (episode.obs, episode.action, episode.next_obs))
     errors = jax.jit(partial(open_loop_errors, world))(obs[0], action, after)
     np.testing.assert_allclose(errors, np.zeros((3, 6)), atol=1e-6)
@@ -382,17 +380,22 @@ def idle(params, carry, timestep, key):
     return jnp.zeros(1), carry, ()
 
 
+@partial(jax.jit, static_argnums=2)
+def dream(edge, task, knows_reward, starts):
+    """A branch through the true dynamics."""
+    env, copies = Cart(edge), starts.shape[0]
+    model = known(env, task)
+    model = replace(model, reward=None) if knows_reward else model
+    world = model.world(Truth(env, task, 3, knows_reward))
+    return branch(world, quiet, 0.5, starts, env.horizon, KEY, jnp.zeros(copies))
+
+
 @pytest.mark.parametrize("edge", [jnp.inf, 0.7], ids=["never ends", "ends"])
 @pytest.mark.parametrize("knows_reward", [False, True], ids=["known reward", "learnt reward"])
 def test_a_branch_through_the_true_dynamics_is_the_environments_episode(edge, knows_reward):  # T10
-    env, task, copies = Cart(edge), np.float32(0.7), 40
-    real = lived(env, task, copies, quiet)
-    model = known(env, task)
-    model = replace(model, reward=None) if knows_reward else model
-    truth = Truth(env, task, 3, knows_reward)
-    dreamt = jax.jit(
-        lambda starts: branch(model.world(truth), quiet, 0.5, starts, env.horizon, KEY, jnp.zeros(copies))
-    )(np.asarray(real.obs)[0])
+    task, copies = np.float32(0.7), 40
+    real = lived(np.float32(edge), task, copies, quiet)
+    dreamt = dream(np.float32(edge), task, knows_reward, np.asarray(real.obs)[0])
     (valid, _, returns), (dreamt_valid, lengths, dreamt_returns) = (steps_counted(steps) for steps in (real, dreamt))
     valid, real, dreamt = jax.tree.map(np.asarray, (valid, real, dreamt))
     # A time limit is not a predicted end, and a branch that is cut off is not `last`.
@@ -462,14 +465,15 @@ def test_the_first_previous_action_is_zeros_and_nothing_is_first():
 
 def test_branches_of_many_tasks_at_once():
     """`vmap` over starts and over ensembles gives what single calls give."""
-    singles = [drawn(3, 2, jax.random.key(i)) for i in range(2)]
-    ensembles = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
-    model = Meaning(reward=lambda obs, action, next_obs: next_obs[0])
-    sequences = uniform(2, 5, 4, 1, low=0.0)
-    play = lambda ensemble, sequences: sequence_returns(model.world(ensemble), jnp.ones(2), sequences, KEY, 3)  # noqa: E731
-    together, alone = jax.jit(jax.vmap(play))(ensembles, sequences), jax.jit(play)
-    for i, ensemble in enumerate(singles):
-        np.testing.assert_allclose(np.asarray(together)[i], alone(ensemble, sequences[i]), rtol=1e-5)
+    ensembles = jax.tree.map(lambda *leaves: np.stack(leaves), *(drawn(3, 2, jax.random.key(i)) for i in range(2)))
+    sequences = uniform(2, 6, 4, 1, low=0.0)
+
+    def play(ensemble, sequences):
+        return sequence_returns(NEAR_ZERO.world(ensemble), jnp.ones(2), sequences, KEY, 6)
+
+    together = np.asarray(jax.jit(jax.vmap(play))(ensembles, sequences))
+    for i in range(2):
+        np.testing.assert_allclose(together[i], played(seed=i)(sequences[i]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("knows", [True, False])

@@ -16,7 +16,7 @@ from metadyna.envs.gridworld import Action
 from metadyna.errors import UserError
 from metadyna.pictures import clips, films
 from metadyna.types import Transition
-from tests.tiny import compiled_once, tiny, trained  # noqa: F401
+from tests.tiny import compiled_once, drawn, tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -26,7 +26,7 @@ FRAME_MS = int(1000 * clips.FRAME_SECONDS)
 def test_a_clip_shows_every_step_of_both_episodes(tmp_path, monkeypatch):
     captions, draw = [], clips.captioned
     monkeypatch.setattr(clips, "captioned", lambda image, *words: captions.append(words) or draw(image, *words))
-    shown = clips.render(trained(), tmp_path / "new" / "clip.gif", task=5, size=80)
+    shown = clips.render(drawn(), tmp_path / "new" / "clip.gif", task=5, size=80)
     explore, execute = shown["episodes"]
     assert captions[0] == ("1. exploration (not scored)", "start")
     assert captions[explore["length"] + 1] == ("2. execution", "start")
@@ -44,7 +44,7 @@ def test_a_clip_shows_every_step_of_both_episodes(tmp_path, monkeypatch):
 
 
 def test_the_record_is_what_the_agent_did(tmp_path):
-    result = trained()
+    result = drawn()
     shown = clips.render(result, tmp_path / "clip.gif", task=5, size=80)
     tasks = result.program.tasks("test")
     one = jax.tree.map(lambda x: x[5], tasks)
@@ -69,13 +69,13 @@ def test_the_record_is_what_the_agent_did(tmp_path):
 
 
 def test_the_default_task_is_the_middle_one(tmp_path):
-    assert clips.render(trained(), tmp_path / "clip.gif", size=40)["task"] == 48
+    assert clips.render(drawn(), tmp_path / "clip.gif", size=40)["task"] == 48
 
 
 def test_a_clip_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*clip\.gif: "):
-        clips.render(trained(), tmp_path / "file" / "clip.gif", size=40)
+        clips.render(drawn(), tmp_path / "file" / "clip.gif", size=40)
 
 
 # --- what moves by itself
@@ -91,8 +91,8 @@ def gif(path):
 @pytest.mark.parametrize(
     ("task", "size", "stay"), [("pendulum", (360, 416), 50), ("inverted-pendulum", (360, 326), 40)]
 )
-def test_the_command_line_films_a_trained_agent(task, size, stay, tmp_path, capsys):
-    result, out = trained(tiny("sac", task)), tmp_path / "new" / "clip.gif"
+def test_the_command_line_films_a_saved_agent(task, size, stay, tmp_path, capsys):
+    result, out = drawn(tiny("sac", task)), tmp_path / "new" / "clip.gif"
     index = 5  # the middle of ten
     with pytest.raises(SystemExit) as stop:
         cli.main(["render", str(result.folder), "--out", str(out), "--seconds", "0.6", "--json"])
@@ -116,7 +116,7 @@ def test_the_command_line_films_a_trained_agent(task, size, stay, tmp_path, caps
 
 
 def test_the_task_decides_what_is_filmed(tmp_path):
-    result = trained(tiny("sac"))
+    result = drawn(tiny("sac"))
     shown = [clips.render(result, tmp_path / "clip.gif", task=task, size=60, seconds=0.05) for task in (3, 3, 4)]
     assert [s["task"] for s in shown] == [3, 3, 4]
     one, again, other = (s["episodes"][0] for s in shown)
@@ -177,7 +177,7 @@ def test_films_run_at_the_speed_of_what_they_show(period, seconds, shown, stay, 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
 def test_a_film_needs_a_length(seconds, tmp_path):
     with pytest.raises(UserError, match=rf"^seconds must be above 0, not {seconds:g}$"):
-        clips.render(trained(), tmp_path / "clip.gif", seconds=seconds)
+        clips.render(drawn(), tmp_path / "clip.gif", seconds=seconds)
 
 
 def test_other_environments_have_no_picture():
