@@ -19,8 +19,8 @@ from tests.tiny import compiled_once, tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-ARM = tiny("ppo", steps=400, chunk=5, eval_every=200, stop_at=-1e4)
-"""Stops at its first evaluation."""
+ARM = tiny("promp", "navigation", steps=800, chunk=1, eval_every=400, stop_at=-1e4)
+"""Stops at its first evaluation, whose trials have several episodes of which the last counts."""
 TOGETHER = Study(
     "tiny",
     {"first arm": ARM, "second": replace(ARM, stop_at=None)},
@@ -44,7 +44,7 @@ def test_a_figure_is_run_drawn_tabulated_and_never_run_twice(tmp_path):
     for row in table:
         returns = [float(value) for value in row["values"].split()]
         assert len(returns) == int(row["seeds"]) == 3
-        assert int(row["steps"]) == {"first arm": 200, "second": 400}[row["arm"]]
+        assert int(row["steps"]) == {"first arm": 400, "second": 800}[row["arm"]]
         assert float(row["low_95"]) <= float(row["mean"]) <= float(row["high_95"])
         assert float(row["mean"]) == pytest.approx(sum(returns) / 3, rel=5e-5)  # one decimal
         result = loop.load(folder / row["arm"].replace(" ", "-") / "seeds-0-to-2")
@@ -55,7 +55,7 @@ def test_a_figure_is_run_drawn_tabulated_and_never_run_twice(tmp_path):
     assert figures.reproduce(TOGETHER, tmp_path) == written
     assert trained_files(folder) == before
     other = replace(TOGETHER, arms={"first arm": replace(ARM, chunk=6)})
-    with pytest.raises(UserError, match=r"was measured with other settings \(chunk: 5 -> 6\)"):
+    with pytest.raises(UserError, match=r"was measured with other settings \(chunk: 1 -> 6\)"):
         figures.reproduce(other, tmp_path)
     figures.reproduce(TOGETHER, tmp_path, seeds=2)  # of the three that there are
     assert {row["seeds"] for row in read(folder / "tiny.csv")} == {"2"}

@@ -40,7 +40,7 @@ def test_faulty_models_are_wrong_by_their_bias_and_by_the_distance():
 
 
 def test_faulty_models_are_drawn_anew_and_disagree_as_they_are_made_to(monkeypatch):
-    system = replace(CONTINUOUS["mb-mpo"], warmup=1, outer=Moving(GradientSteps(steps=0)))
+    system = replace(CONTINUOUS["mb-mpo"], warmup=1, outer=Moving(GradientSteps(rate=1e-3)))
     found = FaultyModels(system, 2)(0)
     assert np.shape(found["maps"]["disagreement"]) == (COARSE, COARSE)
     assert found["correlations"]["disagreement and distance"] > 0.999

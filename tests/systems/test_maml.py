@@ -60,8 +60,10 @@ class Remembering(MetaTRPO):
 
 
 def test_every_round_is_lived_by_the_policies_that_the_round_before_led_to():
-    system = replace(SMALL, outer=Remembering(GradientSteps(rate=0.3, steps=2)))
+    system = replace(SMALL, outer=Remembering(GradientSteps(rate=0.3, steps=2, learnt_rates="step")))
     state, collector = fresh(system), Watching()
+    rates = jax.tree.map(lambda x: np.stack([x[0], np.float32(0.3) * x[1]]), state.meta.rates)  # another for each step
+    state = state._replace(meta=state.meta._replace(rates=rates))
     after, _ = system.iterate(state, collector, KEY)
     policies, tasks, rounds = zip(*collector.seen, strict=True)
     assert len(rounds) == 3
@@ -69,7 +71,9 @@ def test_every_round_is_lived_by_the_policies_that_the_round_before_led_to():
     for number, lived in enumerate(rounds):
         same(policies[number], expected, rtol=1e-4, atol=1e-5)
         same(tasks[number], tasks[0])
-        expected, data, count = onward(state.meta, expected, lived)
+        at = min(number, 1)
+        own = state.meta._replace(rates=jax.tree.map(lambda x, at=at: x[at : at + 1], rates))
+        expected, data, count = onward(own, expected, lived)
         weighed.append(data)
         steps += int(count)
     assert len(np.unique(tasks[0].position)) == 6
@@ -83,10 +87,7 @@ def test_every_round_is_lived_by_the_policies_that_the_round_before_led_to():
 
 @jax.jit
 def onward(meta, policies, lived):
-    """Policies after an inner step on what they lived, that weighed, and how many steps it was.
-
-    Which inner step does not matter, for all have one rate.
-    """
+    """Policies after an inner step at the first rate on what they lived, that weighed, and how many steps it was."""
     weighed = SMALL.outer.weigh(lived, meta.weights.inputs)
     return SMALL.outer.adapt(meta, policies, weighed, 0), weighed, valid_steps(lived.last).sum()
 
